@@ -5,4 +5,8 @@ Importing the package makes fairchem-core importable where its compiled helpers 
 (`piwsl --help`) do not wait for torch.
 """
 
+from fairchem_piwsl import upstream
+
 __version__ = "0.1.0"
+
+upstream.install()
