@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def broadcast(src: Tensor, other: Tensor, dim: int) -> Tensor:
-    """Expand the index `src`, [n] or with fewer dimensions than `other`, to the shape of `other` along `dim`."""
+    """Expand the index `src`, which has one dimension or leads `other`'s, to the shape of `other`."""
     if src.dim() == 1:
         src = src.view([1] * (dim % other.dim()) + [-1])
     return src.view(src.shape + (1,) * (other.dim() - src.dim())).expand_as(other)
@@ -50,9 +50,9 @@ def segment_coo(
 
 
 def segment_csr(src: Tensor, indptr: Tensor, out: Tensor | None = None, reduce: str = "sum") -> Tensor:
-    """Reduce `src` over the ranges `indptr[i]:indptr[i + 1]` of `indptr`'s last dimension; empty ranges are 0.
+    """Reduce `src` over the ranges `indptr[i]:indptr[i + 1]` in the last dimension of `indptr`.
 
-    The result has one slot less than `indptr` has entries; `out` is overwritten.
+    The result has one slot less than `indptr` has entries, and empty ranges are 0; `out` is overwritten.
     """
     dim = indptr.dim() - 1
     indptr = indptr.expand(*src.shape[:dim], -1).contiguous()
@@ -92,7 +92,7 @@ def _reduce(
 def _extreme(
     src: Tensor, index: Tensor, dim: int, shape: list[int], out: Tensor | None, reduce: str
 ) -> Tensor:
-    """Smallest or largest entry per slot, as a gather of the first winner, so that it alone gets the gradient."""
+    """Smallest or largest entry per slot: a gather of the first winner, which alone gets the gradient."""
     n = src.shape[dim]
     if n == 0:
         return src.new_zeros(shape) if out is None else out
