@@ -1,0 +1,136 @@
+"""Errors of predicted energies and forces, with bootstrap intervals over structures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+KCAL_PER_MOL = 0.0433641  # eV; the value used for 1 kcal/mol throughout the project
+
+# unit name -> (factor from eV, energy unit, force unit)
+UNITS = {
+    "kcal/mol": (1.0 / KCAL_PER_MOL, "kcal/mol", "kcal/mol/Angstrom"),
+    "eV": (1.0, "eV", "eV/Angstrom"),
+    "meV": (1000.0, "meV", "meV/Angstrom"),
+}
+METRICS = (
+    "energy_mae",
+    "energy_rmse",
+    "energy_per_atom_mae",
+    "energy_per_atom_rmse",
+    "forces_mae",
+    "forces_rmse",
+    "forces_cosine",
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its bootstrap interval; NaN where no structure has the label."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same estimate in another unit."""
+        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+
+
+def error_table(
+    energy: np.ndarray,
+    forces: Sequence[np.ndarray],
+    energy_predicted: np.ndarray,
+    forces_predicted: Sequence[np.ndarray],
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Errors in the unit of the input, each with a bootstrap interval over structures.
+
+    energy, energy_predicted: [S]; forces, forces_predicted: one [n_atoms, 3] array per structure.
+    NaN labels are left out. Force MAE and RMSE are over Cartesian components; the cosine is the mean over
+    atoms of the cosine between predicted and reference force, and has no unit.
+    """
+    numerators, counts = _sums(energy, forces, energy_predicted, forces_predicted)
+    n_structures = len(energy)
+    draws = np.random.default_rng(seed).multinomial(
+        n_structures, np.full(n_structures, 1.0 / max(n_structures, 1)), size=n_bootstrap
+    )
+    table = {}
+    tail = 50.0 * (1.0 - confidence)
+    for metric in METRICS:
+        value = _ratio(metric, numerators[metric].sum(), counts[metric].sum())
+        resampled = _ratio(metric, draws @ numerators[metric], draws @ counts[metric])
+        resampled = resampled[np.isfinite(resampled)]
+        low, high = np.percentile(resampled, [tail, 100.0 - tail]) if resampled.size else (np.nan, np.nan)
+        table[metric] = Estimate(float(value), float(low), float(high))
+    return table
+
+
+def in_units(table: dict[str, Estimate], units: str) -> dict[str, Estimate]:
+    """A table in eV turned into `units` ("kcal/mol", "eV" or "meV"); the cosine stays."""
+    factor = UNITS[units][0]
+    return {key: value if key == "forces_cosine" else value.scaled(factor) for key, value in table.items()}
+
+
+def unit_of(metric: str, units: str) -> str:
+    """The unit of `metric` when energies are in `units`, for table heads and axes."""
+    _, energy, force = UNITS[units]
+    if metric == "forces_cosine":
+        return ""
+    if metric.startswith("forces"):
+        return force
+    return f"{energy}/atom" if "per_atom" in metric else energy
+
+
+def _sums(
+    energy: np.ndarray,
+    forces: Sequence[np.ndarray],
+    energy_predicted: np.ndarray,
+    forces_predicted: Sequence[np.ndarray],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Per structure: the sum that a metric averages, and how many terms it has, each [S]."""
+    natoms = np.array([len(force) for force in forces], dtype=float)
+    error = np.asarray(energy_predicted, dtype=float) - np.asarray(energy, dtype=float)
+    known = np.isfinite(np.asarray(energy, dtype=float)).astype(float)
+    error = np.where(known > 0, error, 0.0)
+    numerators = {
+        "energy_mae": np.abs(error),
+        "energy_rmse": error**2,
+        "energy_per_atom_mae": np.abs(error / natoms),
+        "energy_per_atom_rmse": (error / natoms) ** 2,
+    }
+    counts = dict.fromkeys(numerators, known)
+    absolute, squared, components, cosine, atoms = [], [], [], [], []
+    for reference, predicted in zip(forces, forces_predicted, strict=True):
+        labelled = np.isfinite(reference)
+        difference = np.where(labelled, predicted - np.nan_to_num(reference), 0.0)
+        absolute.append(np.abs(difference).sum())
+        squared.append((difference**2).sum())
+        components.append(labelled.sum())
+        whole = labelled.all(axis=1)
+        norms = np.linalg.norm(reference[whole], axis=1) * np.linalg.norm(predicted[whole], axis=1)
+        defined = norms > 0
+        dots = (reference[whole] * predicted[whole]).sum(axis=1)
+        cosine.append((dots[defined] / norms[defined]).sum())
+        atoms.append(defined.sum())
+    numerators |= {
+        "forces_mae": np.array(absolute, dtype=float),
+        "forces_rmse": np.array(squared, dtype=float),
+        "forces_cosine": np.array(cosine, dtype=float),
+    }
+    counts |= {
+        "forces_mae": np.array(components, dtype=float),
+        "forces_rmse": np.array(components, dtype=float),
+        "forces_cosine": np.array(atoms, dtype=float),
+    }
+    return numerators, counts
+
+
+def _ratio(metric: str, numerator: np.ndarray | float, count: np.ndarray | float) -> np.ndarray:
+    numerator, count = np.asarray(numerator, dtype=float), np.asarray(count, dtype=float)
+    mean = np.divide(numerator, count, out=np.full(numerator.shape, np.nan), where=count > 0)
+    return np.sqrt(mean) if metric.endswith("rmse") else mean

@@ -1,0 +1,306 @@
+"""One loader for every fairchem 1.10 checkpoint: batched energies and forces, gradients, ASE calculator."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from fairchem_piwsl.analysis.structures import to_batch
+from fairchem_piwsl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Some models draw random edge frames even in evaluation; the same draws make predictions repeatable.
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Energies [S] in eV and, one [n_atoms, 3] array per structure, forces in eV/Angstrom."""
+
+    energy: np.ndarray
+    forces: list[np.ndarray]
+
+
+class Potential:
+    """A trained model: `predict` for many structures, `calculator` for one at a time (ASE).
+
+    Build it with `load_potential`. Numbers are in eV and Angstrom. In float32 a model's own rounding
+    remains, but normalisers and element references are applied in float64, so that energy differences keep
+    their digits.
+    """
+
+    def __init__(self, trainer: Any, name: str, path: Path, dtype: Any, gradient_forces: bool) -> None:
+        self.name = name
+        self.path = path
+        self.config: dict[str, Any] = trainer.config
+        self.dtype = dtype
+        self.gradient_forces = gradient_forces
+        self._trainer = trainer
+        self._trainer.model.eval().to(dtype)
+        for module in (*trainer.normalizers.values(), *trainer.elementrefs.values()):
+            module.to(device=trainer.device).double()
+
+    @property
+    def model(self) -> Any:
+        """The torch module."""
+        return self._trainer.model
+
+    def predict(self, structures: Sequence[Atoms], batch_size: int = 16) -> Prediction:
+        """Energies and forces of `structures`, in their order."""
+        energies, forces = [], []
+        for start in range(0, len(structures), batch_size):
+            chunk = structures[start : start + batch_size]
+            energy, force = self._evaluate(chunk)
+            energies.append(energy)
+            forces += np.split(force, np.cumsum([len(atoms) for atoms in chunk])[:-1])
+        return Prediction(np.concatenate(energies) if energies else np.zeros(0), forces)
+
+    def energy_gradient_forces(self, structures: Sequence[Atoms], batch_size: int = 16) -> list[np.ndarray]:
+        """-dE/dr by automatic differentiation, one [n_atoms, 3] array per structure, eV/Angstrom.
+
+        Models that detach their edge frames (eSCN, Equiformer v2) give wrong values here: compare with finite
+        differences of the energy before trusting them.
+        """
+        forces: list[np.ndarray] = []
+        for start in range(0, len(structures), batch_size):
+            chunk = structures[start : start + batch_size]
+            batch = to_batch(chunk, self.dtype).to(self._trainer.device)
+            gradient = self._energy_and_gradient(batch)[1].cpu().numpy()
+            forces += np.split(gradient, np.cumsum([len(atoms) for atoms in chunk])[:-1])
+        return forces
+
+    def calculator(self) -> PotentialCalculator:
+        """A fresh ASE calculator around this model."""
+        return PotentialCalculator(self)
+
+    def _evaluate(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+        batch = to_batch(structures, self.dtype).to(self._trainer.device)
+        if self.gradient_forces:
+            energy, forces = self._energy_and_gradient(batch)
+        else:
+            outputs = self._forward(batch)
+            energy, forces = outputs["energy"], outputs["forces"]
+        return energy.detach().cpu().numpy().reshape(-1), forces.detach().cpu().numpy().reshape(-1, 3)
+
+    def _energy_and_gradient(self, batch: Any) -> tuple[Tensor, Tensor]:
+        import torch
+
+        batch.pos.requires_grad_(True)
+        with torch.enable_grad():
+            energy = self._forward(batch, grad=True)["energy"]
+            if not energy.requires_grad:
+                raise UserError(f"{self.path}: the energy of this model cannot be differentiated.")
+            (gradient,) = torch.autograd.grad(energy.sum(), batch.pos)
+        return energy.detach(), -gradient.double()
+
+    def _forward(self, batch: Any, grad: bool = False) -> dict[str, Tensor]:
+        """Denormalised outputs in float64."""
+        import torch
+
+        with torch.random.fork_rng(), torch.set_grad_enabled(grad), _default_dtype(self.dtype):
+            torch.manual_seed(SEED)
+            try:
+                outputs = self._trainer._forward(batch)
+            except AttributeError as error:
+                raise UserError(
+                    f"{self.path}: the model does not give what the checkpoint's `outputs` name ({error})."
+                ) from error
+            return {
+                key: self._trainer._denorm_preds(key, value.double(), batch) for key, value in outputs.items()
+            }
+
+
+class PotentialCalculator(Calculator):
+    """ASE calculator: energy (eV) and forces (eV/Angstrom) of a `Potential`."""
+
+    implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012  ASE's type
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def calculate(
+        self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes
+    ) -> None:
+        """Fill `results` for `atoms`."""
+        super().calculate(atoms, list(properties), system_changes)
+        energy, forces = self.potential._evaluate([atoms])
+        self.results = {"energy": float(energy[0]), "free_energy": float(energy[0]), "forces": forces}
+
+
+def load_potential(
+    checkpoint: str | Path,
+    *,
+    cpu: bool = False,
+    dtype: str = "float32",
+    ema: bool = True,
+    gradient_forces: bool = False,
+    name: str | None = None,
+) -> Potential:
+    """Load a checkpoint that fairchem 1.10 (with or without this plugin) wrote.
+
+    cpu: stay off the GPU. dtype: "float64" evaluates the same weights in double precision, for derivatives.
+    ema: where the file is a `checkpoint.pt` with averaged weights, use these, as validation did.
+    gradient_forces: take -dE/dr instead of the forces output, for models trained on energies only.
+    """
+    import torch
+
+    path = Path(checkpoint)
+    state = _read_checkpoint(path)
+    config = copy.deepcopy(state["config"])
+    if "energy" not in config["outputs"]:
+        raise UserError(f"{path}: this model has no energy output (it has {', '.join(config['outputs'])}).")
+    if gradient_forces:
+        config["outputs"] = {"energy": config["outputs"]["energy"]}
+    elif "forces" not in config["outputs"]:
+        raise UserError(
+            f"{path}: this model has no forces output; use the gradient of its energy instead "
+            "(--gradient-forces, or gradient_forces=True)."
+        )
+    try:
+        with _quiet():
+            trainer = _build_trainer(path, config, cpu)
+            trainer.load_checkpoint(str(path), checkpoint=state, inference_only=True)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: its weights do not fit the model that its config names ({error})."
+        ) from error
+    if ema and state.get("ema"):
+        _copy_averaged_weights(trainer.model, state["ema"]["shadow_params"])
+    if dtype not in ("float32", "float64"):
+        raise UserError(f"dtype: {dtype!r} is not known; choose float32 or float64.")
+    return Potential(trainer, name or path_label(path), path, getattr(torch, dtype), gradient_forces)
+
+
+def load_potentials(checkpoints: Sequence[str | Path], **options: Any) -> list[Potential]:
+    """Load several checkpoints under names that tell them apart."""
+    return [
+        load_potential(path, name=name, **options)
+        for path, name in zip(checkpoints, unique_labels(checkpoints), strict=True)
+    ]
+
+
+def path_label(path: str | Path) -> str:
+    """A short name: the folder's for `checkpoint.pt` and `best_checkpoint.pt`, else the file's."""
+    return _label_parts(path)[-1]
+
+
+def unique_labels(paths: Sequence[str | Path]) -> list[str]:
+    """Short names for `paths`, made longer by leading folders until no two are the same."""
+    folders = [_label_parts(path) for path in paths]
+    files = [Path(path).resolve().with_suffix("").parts for path in paths]
+    for parts in (folders, files):
+        for depth in range(1, max(map(len, parts), default=0) + 1):
+            names = ["/".join(part[-depth:]) for part in parts]
+            if len(set(names)) == len(names):
+                return names
+    return [f"{path_label(path)} ({number})" for number, path in enumerate(paths, 1)]
+
+
+def _label_parts(path: str | Path) -> tuple[str, ...]:
+    parts = Path(path).resolve().with_suffix("").parts
+    return parts[:-1] if parts[-1] in ("checkpoint", "best_checkpoint") else parts
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    import torch
+
+    if not path.is_file():
+        raise UserError(
+            f"{path}: there is no such checkpoint; give the path of a .pt file that training wrote."
+        )
+    try:
+        # Checkpoints are pickles with a config of plain objects: load only files from people you trust.
+        state = torch.load(path, map_location="cpu", weights_only=False)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: the file is truncated or no torch checkpoint ({first_line}).") from error
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path}: it was written by another program ({error}).") from error
+    wanted = {"config", "state_dict", "normalizers"}
+    if not isinstance(state, dict) or not wanted <= state.keys() or "model" not in state["config"]:
+        raise UserError(
+            f"{path}: not a checkpoint of fairchem 1.10 (these hold config, state_dict and normalizers)."
+        )
+    return state
+
+
+def _build_trainer(path: Path, config: dict[str, Any], cpu: bool) -> Any:
+    """Upstream's trainer in inference mode, as its calculator builds it."""
+    from fairchem.core.common.registry import registry
+    from fairchem.core.common.utils import setup_imports, update_config
+
+    setup_imports()
+    if "model_attributes" in config:  # the layout of ocpmodels before 2.0
+        config["model"] = {**config.pop("model_attributes"), "name": config["model"]}
+    config["model"]["otf_graph"] = True
+    config = update_config(config)
+    name = config["model"].get("name")
+    try:
+        registry.get_model_class(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its model {name!r} is not installed; install the package that has it."
+        ) from error
+    return registry.get_trainer_class(config.get("trainer") or "ocp")(
+        task=config.get("task", {}),
+        model=config["model"],
+        dataset=[{}],
+        outputs=config["outputs"],
+        loss_functions=config.get("loss_functions", []),
+        evaluation_metrics=config.get("evaluation_metrics", {}),
+        optimizer=config.get("optim", {}),
+        identifier="",
+        local_rank=0,
+        is_debug=True,
+        cpu=cpu,
+        amp=False,
+        inference_only=True,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back upstream's log of the whole config, which would bury a command's own output."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _default_dtype(dtype: Any) -> Iterator[None]:
+    """Constants that a model creates on the way get the dtype of its weights."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _copy_averaged_weights(model: Any, averaged: Sequence[Any]) -> None:
+    import torch
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter, value in zip(parameters, averaged, strict=True):
+            parameter.copy_(value)
