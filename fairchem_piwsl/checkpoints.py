@@ -1,0 +1,267 @@
+"""Checkpoints that survive a kill at any moment and continue bit for bit.
+
+Upstream writes `checkpoint.pt` in place and in the middle of a step: before the validation and the
+scheduler step that belong to it, and without the state of the random generators. A run resumed from such a
+file skips that validation, lags the learning rate by one step and draws other random numbers.
+`ResumableMixin` moves the write to the boundary between two steps, adds the random states and renames a
+finished temporary file into place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fairchem_piwsl.errors import UserError
+
+if TYPE_CHECKING:
+    from fairchem.core.trainers import OCPTrainer as _Trainer
+else:
+    _Trainer = object
+
+
+class Preempted(BaseException):
+    """Training stopped between two steps because `request_stop` was called; `checkpoint.pt` holds that state.
+
+    Derived from BaseException so that a generic `except Exception` does not take it for a failure.
+    """
+
+
+def save_atomically(state: dict[str, Any], path: str | os.PathLike[str]) -> str:
+    """Write `state` to `path` so that readers see either the old file or the complete new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return str(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Delete temporary files that killed writers left in a checkpoint folder."""
+    for leftover in Path(folder).glob(".*.pt.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators of Python, NumPy, torch and the current CUDA device."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Undo everything drawn since `random_state` returned `state`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+class StepBoundary:
+    """A data loader that calls `boundary()` before each batch, when the previous step is over in all parts."""
+
+    def __init__(self, loader: Any, boundary: Callable[[], None]) -> None:
+        self.loader = loader
+        self.boundary = boundary
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not yet set: unpickling or copying
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        for _ in range(len(self.loader)):
+            self.boundary()
+            try:
+                batch = next(batches)
+            except StopIteration:  # fewer batches are left where an epoch is continued in its middle
+                return
+            yield batch
+
+
+class ResumableMixin(_Trainer):
+    """Put before `OCPTrainer` in the bases of a trainer: `class T(ResumableMixin, OCPTrainer)`.
+
+    * periodic checkpoints are written at the end of their step, atomically, with the random states;
+    * `request_stop()`, safe to call from a signal handler, ends training with `Preempted` after a checkpoint
+      at the next step boundary (all ranks stop at the same step);
+    * `extra_state` and `load_extra_state` carry whatever else a subclass must remember.
+    """
+
+    train_loader: Any
+    step: int
+    epoch: float
+    _stop_requested = False
+    _in_loop = False
+    _due: tuple[Any, str] | None = None
+    _resume: dict[str, Any] | None = None
+
+    def extra_state(self) -> dict[str, Any]:
+        """Override to keep more than upstream does, for instance the state of a generator of one's own."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what `extra_state` returned; called before the first batch after a resume."""
+
+    def request_stop(self) -> None:
+        """Ask for a checkpoint and `Preempted` at the next step boundary."""
+        self._stop_requested = True
+
+    def load_datasets(self) -> None:
+        """As upstream, with the training loader announcing every step boundary."""
+        super().load_datasets()
+        if self.train_loader is not None:
+            self.train_loader = StepBoundary(self.train_loader, self._between_steps)
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """As upstream; a checkpoint that fell due on the last step is written here."""
+        if not self.is_debug and _rank() == 0:
+            remove_leftovers(self.config["cmd"]["checkpoint_dir"])
+        self._in_loop = True
+        try:
+            super().train(*args, **kwargs)
+        finally:
+            self._in_loop = False
+        self._write_due()
+
+    def save(
+        self, metrics: Any = None, checkpoint_file: str = "checkpoint.pt", training_state: bool = True
+    ) -> str | None:
+        """As upstream, but atomic; in the training loop a resumable checkpoint waits for the end of its step."""
+        if training_state and self._in_loop:
+            self._due = (metrics, checkpoint_file)
+            return str(Path(self.config["cmd"]["checkpoint_dir"]) / checkpoint_file)
+        extra: dict[str, Any] = {}
+        if training_state:
+            extra["piwsl_resume"] = {"random": _gather(random_state()), "extra": _gather(self.extra_state())}
+        with _atomic_upstream(extra):
+            return super().save(metrics, checkpoint_file, training_state)
+
+    def load_checkpoint(
+        self, checkpoint_path: str, checkpoint: dict[str, Any] | None = None, inference_only: bool = False
+    ) -> None:
+        """As upstream; the random states are restored before the first batch."""
+        if checkpoint is None:
+            checkpoint = read_checkpoint(checkpoint_path, "cpu" if self.cpu else self.device)
+        super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        if not inference_only:
+            self._resume = checkpoint.get("piwsl_resume")
+
+    def _between_steps(self) -> None:
+        if self._resume is not None:
+            state, self._resume = self._resume, None
+            if _rank() < len(state["random"]):
+                set_random_state(state["random"][_rank()])
+                self.load_extra_state(state["extra"][_rank()])
+        stop = _any_rank(self._stop_requested)
+        if stop:
+            self._due = self._due or (None, "checkpoint.pt")
+        if self._due is not None:
+            # Upstream has already counted the step whose batch is asked for now.
+            counted = self.step, self.epoch
+            self.step -= 1
+            self.epoch = self.step / len(self.train_loader)
+            try:
+                self._write_due()
+            finally:
+                if not stop:
+                    self.step, self.epoch = counted
+        if stop:
+            raise Preempted(f"stopped after step {self.step}")
+
+    def _write_due(self) -> None:
+        if self._due is None:
+            return
+        (metrics, name), self._due = self._due, None
+        in_loop, self._in_loop = self._in_loop, False
+        try:
+            self.save(metrics, name, training_state=True)
+        finally:
+            self._in_loop = in_loop
+
+
+def read_checkpoint(path: str | os.PathLike[str], device: Any = "cpu") -> dict[str, Any]:
+    """Load a checkpoint file; a missing or damaged one is a `UserError`."""
+    if not Path(path).is_file():
+        raise UserError(f"checkpoint {path} does not exist: check the path given to --checkpoint.")
+    logging.info(f"Loading checkpoint from: {path}")
+    try:
+        return torch.load(path, map_location=device, weights_only=False)
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, UnpicklingError) as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error}): pass another --checkpoint.") from error
+
+
+@contextmanager
+def _atomic_upstream(extra: dict[str, Any]) -> Iterator[None]:
+    """Within the block, upstream's trainer saves through `save_atomically` and adds `extra` to the file."""
+    from fairchem.core.trainers import base_trainer
+
+    def save(
+        state: dict[str, Any], checkpoint_dir: str = "checkpoints/", checkpoint_file: str = "checkpoint.pt"
+    ) -> str:
+        return save_atomically({**state, **extra}, Path(checkpoint_dir) / checkpoint_file)
+
+    with mock.patch.object(base_trainer, "save_checkpoint", save):
+        yield
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _gather(value: Any) -> list[Any]:
+    """`value` of every rank, in the order of ranks."""
+    if _ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * _ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _any_rank(flag: bool) -> bool:
+    """Whether any rank was asked to stop, so that all leave at the same step."""
+    if _ranks() == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    votes = torch.tensor(int(flag), device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes.item())
