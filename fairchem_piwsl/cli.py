@@ -10,6 +10,8 @@ import sys
 
 import typer
 
+from fairchem_piwsl.analysis import commands as analysis
+from fairchem_piwsl.datasets import command as datasets
 from fairchem_piwsl.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +26,10 @@ app = typer.Typer(
 @app.callback()
 def _root() -> None:
     """Keep typer in its many-commands form."""
+
+
+analysis.register(app)
+datasets.register(app)
 
 
 def main() -> None:

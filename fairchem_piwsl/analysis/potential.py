@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -274,12 +275,14 @@ def _build_trainer(path: Path, config: dict[str, Any], cpu: bool) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back upstream's log of the whole config, which would bury a command's own output."""
+    """Hold back upstream's log of its config and its deprecation notes, which would bury our own output."""
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)
 

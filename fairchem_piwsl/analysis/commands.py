@@ -1,0 +1,69 @@
+"""The commands of `piwsl` that judge trained models: options here, work in the modules next door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Checkpoints = Annotated[list[Path], typer.Argument(help="Checkpoints of fairchem 1.10 (.pt).")]
+Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint of fairchem 1.10 (.pt).")]
+Data = Annotated[Path, typer.Option("--data", help="Labelled LMDB, or a file that ASE reads (eV, Angstrom).")]
+Units = Annotated[str, typer.Option("--units", help="kcal/mol, eV or meV.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU; else a GPU is used where there is one.")]
+Gradient = Annotated[
+    bool, typer.Option("--gradient-forces", help="Take the energy's gradient instead of the forces output.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to `piwsl`."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    checkpoints: Checkpoints,
+    data: Data,
+    units: Units = "kcal/mol",
+    group_by: Annotated[str, typer.Option(help="auto, composition, size or none.")] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first structures only.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for evaluate.json and plots.")] = Path("results/evaluate"),
+    cpu: Cpu = False,
+    gradient_forces: Gradient = False,
+    as_json: AsJson = False,
+) -> None:
+    """Energy and force errors of trained models, with intervals and parity plots."""
+    from fairchem_piwsl.analysis.evaluate import evaluate as run
+    from fairchem_piwsl.analysis.tables import evaluation_tables
+
+    result = run(
+        checkpoints,
+        data,
+        units=units,
+        group_by=group_by,
+        limit=limit,
+        batch_size=batch_size,
+        out=out,
+        cpu=cpu,
+        gradient_forces=gradient_forces,
+    )
+    _show(result, evaluation_tables(result), out, as_json)
+
+
+def _show(result: dict[str, Any], tables: Iterable[Any], out: Path, as_json: bool) -> None:
+    from rich.console import Console
+
+    from fairchem_piwsl.analysis.files import plain
+
+    if as_json:
+        typer.echo(json.dumps(plain(result), indent=2))
+        return
+    console = Console()
+    for table in tables:
+        console.print(table)
+    console.print(f"JSON and plots: {out}")

@@ -1,0 +1,203 @@
+"""`piwsl evaluate`: how wrong are the energies and forces of trained models on a labelled data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairchem_piwsl.analysis import plots
+from fairchem_piwsl.analysis.errors import METRICS, UNITS, Estimate, error_table, in_units, unit_of
+from fairchem_piwsl.analysis.files import file_name, write_json
+from fairchem_piwsl.analysis.potential import Potential, Prediction, load_potentials
+from fairchem_piwsl.analysis.structures import Labelled, read_labelled
+from fairchem_piwsl.errors import UserError
+
+MOST_COMPOSITIONS = 12
+SIZE_BINS = 4
+CONFIDENCE = 0.95
+
+
+def evaluate(
+    checkpoints: Sequence[str | Path],
+    data: str | Path,
+    *,
+    units: str = "kcal/mol",
+    group_by: str = "auto",
+    limit: int | None = None,
+    batch_size: int = 16,
+    n_bootstrap: int = 1000,
+    out: Path | None = None,
+    **load_options: Any,
+) -> dict[str, Any]:
+    """Errors of every checkpoint on `data`, as a dictionary ready for JSON.
+
+    units: "kcal/mol", "eV" or "meV". group_by: "composition", "size", "none", or "auto": by composition
+    where there are 2 to 12 of them, by size where there are more. out: a folder for `evaluate.json` and
+    parity plots, written when all models are done.
+    load_options go to `load_potential` (cpu, dtype, ema, gradient_forces).
+    """
+    if units not in UNITS:
+        raise UserError(f"--units {units}: not known; choose one of {', '.join(UNITS)}.")
+    structures = read_labelled(data, limit)
+    check_labels(structures, data)
+    groups = group(structures, group_by)
+    potentials = load_potentials(checkpoints, **load_options)
+    atoms = [item.atoms for item in structures]
+    predictions = [potential.predict(atoms, batch_size) for potential in potentials]
+    models = [
+        _describe(potential, structures, prediction, groups, units, n_bootstrap)
+        for potential, prediction in zip(potentials, predictions, strict=True)
+    ]
+    result = {
+        "command": "evaluate",
+        "data": str(data),
+        "structures": len(structures),
+        "atoms": sum(map(len, atoms)),
+        "confidence": CONFIDENCE,
+        "units": {metric: unit_of(metric, units) for metric in METRICS},
+        "models": models,
+    }
+    if out is not None:
+        write_json(out / "evaluate.json", result)
+        for potential, prediction in zip(potentials, predictions, strict=True):
+            path = out / f"parity_{file_name(potential.name)}.png"
+            plot_parity(structures, prediction, units, potential.name, path)
+    return result
+
+
+def check_labels(structures: Sequence[Labelled], data: str | Path) -> None:
+    """Refuse data without any label; say which one is needed."""
+    no_energy = all(np.isnan(item.energy) for item in structures)
+    if no_energy and all(np.isnan(item.forces).all() for item in structures):
+        raise UserError(f"{data}: no structure has an energy or forces; give a labelled data set.")
+
+
+def group(structures: Sequence[Labelled], by: str) -> dict[str, np.ndarray]:
+    """Indices of `structures` under a name for each composition or size; empty where one group would do."""
+    if by not in ("auto", "composition", "size", "none"):
+        raise UserError(f"--group-by {by}: not known; choose auto, composition, size or none.")
+    formulas = np.array([item.formula for item in structures])
+    names, counts = np.unique(formulas, return_counts=True)
+    if by == "auto":
+        by = "none" if len(names) == 1 else "composition" if len(names) <= MOST_COMPOSITIONS else "size"
+    if by == "composition":
+        ordered = names[np.argsort(-counts, kind="stable")]
+        return {str(name): np.flatnonzero(formulas == name) for name in ordered}
+    if by == "size":
+        sizes = np.array([len(item.atoms) for item in structures])
+        starts = np.unique(np.quantile(sizes, np.linspace(0, 1, SIZE_BINS, endpoint=False)).round())
+        bins = pairwise([*starts, sizes.max() + 1])
+        members = [np.flatnonzero((sizes >= low) & (sizes < high)) for low, high in bins]
+        return {_size_range(sizes[indices]): indices for indices in members if len(indices)}
+    return {}
+
+
+def _size_range(sizes: np.ndarray) -> str:
+    low, high = sizes.min(), sizes.max()
+    return f"{low} atoms" if low == high else f"{low} to {high} atoms"
+
+
+def relative_energies(structures: Sequence[Labelled], predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reference and predicted energies [S] less a least-squares fit per element of the reference.
+
+    With one composition the fit is the mean. Both get the same shift, so errors stay as they are.
+    """
+    elements = sorted({int(number) for item in structures for number in item.atoms.numbers})
+    counts = np.array(
+        [[(item.atoms.numbers == z).sum() for z in elements] for item in structures], dtype=float
+    )
+    reference = np.array([item.energy for item in structures])
+    known = np.isfinite(reference)
+    fit = counts @ np.linalg.lstsq(counts[known], reference[known], rcond=None)[0]
+    return reference - fit, predicted - fit
+
+
+def plot_parity(
+    structures: Sequence[Labelled], prediction: Prediction, units: str, title: str, path: Path
+) -> Path:
+    """Predicted against reference energies and force components, one panel for each label that is there."""
+    factor, energy_unit, force_unit = UNITS[units]
+    panels = []
+    if any(np.isfinite(item.energy) for item in structures):
+        reference, predicted = relative_energies(structures, prediction.energy)
+        shift = "mean" if len({item.formula for item in structures}) == 1 else "a fit per element"
+        panels.append(
+            ("energy", f"{energy_unit}, relative to {shift}", reference * factor, predicted * factor)
+        )
+    forces = np.concatenate([item.forces.ravel() for item in structures])
+    if np.isfinite(forces).any():
+        predicted = np.concatenate([force.ravel() for force in prediction.forces])
+        panels.append(("force component", force_unit, forces * factor, predicted * factor))
+    with plots.figure(4.6 * len(panels), 4.4) as fig:
+        for number, (name, unit, x, y) in enumerate(panels):
+            axes = fig.add_subplot(1, len(panels), number + 1)
+            known = np.isfinite(x)
+            _parity_panel(fig, axes, x[known], y[known])
+            axes.set_xlabel(f"reference {name} ({unit})")
+            axes.set_ylabel(f"predicted {name}")
+            axes.locator_params(nbins=6)
+        fig.suptitle(title)
+        return plots.save(fig, path)
+
+
+def _parity_panel(fig: Any, axes: Any, x: np.ndarray, y: np.ndarray) -> None:
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    margin = 0.04 * (high - low or 1.0)
+    limits = (low - margin, high + margin)
+    axes.plot(limits, limits, color=plots.REFERENCE, linewidth=0.8, zorder=1)
+    if len(x) > 2000:
+        drawn = axes.hexbin(
+            x, y, gridsize=70, bins="log", mincnt=1, cmap="viridis", extent=(*limits, *limits)
+        )
+        fig.colorbar(drawn, ax=axes, label="count", shrink=0.7)
+    else:
+        axes.scatter(x, y, s=12, alpha=0.6, color=plots.colour(0), linewidths=0, zorder=2)
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    axes.set_aspect("equal")
+    error = y - x
+    axes.text(
+        0.04,
+        0.96,
+        f"MAE {np.abs(error).mean():.3g}\nRMSE {np.sqrt((error**2).mean()):.3g}",
+        transform=axes.transAxes,
+        va="top",
+    )
+
+
+def _describe(
+    potential: Potential,
+    structures: Sequence[Labelled],
+    prediction: Prediction,
+    groups: dict[str, np.ndarray],
+    units: str,
+    n_bootstrap: int,
+) -> dict[str, Any]:
+    def table(indices: np.ndarray) -> dict[str, Estimate]:
+        errors = error_table(
+            np.array([structures[i].energy for i in indices]),
+            [structures[i].forces for i in indices],
+            prediction.energy[indices],
+            [prediction.forces[i] for i in indices],
+            n_bootstrap=n_bootstrap,
+            confidence=CONFIDENCE,
+        )
+        return in_units(errors, units)
+
+    return {
+        "name": potential.name,
+        "checkpoint": str(potential.path),
+        "forces": "gradient of the energy" if potential.gradient_forces else "output of the model",
+        "metrics": _as_dict(table(np.arange(len(structures)))),
+        "groups": {
+            name: {"structures": len(indices), **_as_dict(table(indices))} for name, indices in groups.items()
+        },
+    }
+
+
+def _as_dict(table: dict[str, Estimate]) -> dict[str, dict[str, float]]:
+    return {key: {"value": item.value, "low": item.low, "high": item.high} for key, item in table.items()}

@@ -1,0 +1,57 @@
+"""The look of every figure: readable defaults, colours that survive colour blindness, safe saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, dark colours first; black is kept for references.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
+REFERENCE = "#000000"
+MARKERS = "osD^vPX"
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 150,
+}
+
+
+@contextmanager
+def figure(width: float = 6.0, height: float = 4.2) -> Iterator[Figure]:
+    """A figure in the project's style, independent of pyplot's global state and of any display."""
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def colour(number: int) -> str:
+    """The colour of curve `number`."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def marker(number: int) -> str:
+    """The marker of curve `number`."""
+    return MARKERS[number % len(MARKERS)]
+
+
+def save(fig: Figure, path: Path) -> Path:
+    """Write a PNG next to its final name, then rename, so that a stopped run leaves no half picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.part.png")
+    fig.savefig(unfinished, format="png")
+    unfinished.replace(path)
+    return path

@@ -1,0 +1,65 @@
+"""Results as rich tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Table
+
+TITLES = {
+    "energy_mae": "energy MAE",
+    "energy_rmse": "energy RMSE",
+    "energy_per_atom_mae": "energy MAE per atom",
+    "energy_per_atom_rmse": "energy RMSE per atom",
+    "forces_mae": "force MAE",
+    "forces_rmse": "force RMSE",
+    "forces_cosine": "force cosine",
+}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """`value` with some significant digits; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.{digits}g}"
+
+
+def interval(estimate: dict[str, float | None]) -> str:
+    """The value, and below it `[low, high]`."""
+    if estimate["value"] is None or not math.isfinite(estimate["value"]):
+        return "-"
+    return f"{number(estimate['value'])}\n[{number(estimate['low'], 3)}, {number(estimate['high'], 3)}]"
+
+
+def evaluation_tables(result: dict[str, Any]) -> list[Table]:
+    """One table for all models, and one for each model's groups."""
+    summary = Table(
+        title=f"{result['data']}: {result['structures']} structures, {result['atoms']} atoms",
+        caption=f"[{result['confidence']:.0%} bootstrap interval over structures]",
+    )
+    summary.add_column("error")
+    summary.add_column("unit")
+    for model in result["models"]:
+        summary.add_column(model["name"], justify="right")
+    for metric, title in TITLES.items():
+        cells = [interval(model["metrics"][metric]) for model in result["models"]]
+        summary.add_row(title, result["units"][metric], *cells)
+    return [summary, *(_group_table(result, model) for model in result["models"] if model["groups"])]
+
+
+def _group_table(result: dict[str, Any], model: dict[str, Any]) -> Table:
+    units = result["units"]
+    table = Table(
+        title=f"{model['name']}, by group",
+        caption=f"energy in {units['energy_mae']}, forces in {units['forces_mae']}",
+    )
+    table.add_column("group")
+    table.add_column("number", justify="right")
+    chosen = [metric for metric in TITLES if metric != "energy_per_atom_mae"]
+    for metric in chosen:
+        table.add_column(TITLES[metric], justify="right")
+    for name, values in model["groups"].items():
+        cells = [number(values[metric]["value"]) for metric in chosen]
+        table.add_row(name, str(values["structures"]), *cells)
+    return table
