@@ -62,6 +62,7 @@ def before_import() -> None:
     _stand_in_for_torch_scatter()
     _stand_in_for_torch_sparse()
     _restore_sph_harm()
+    _silence_known_warnings()
 
 
 def after_import() -> None:
@@ -134,6 +135,12 @@ def _trust_own_classes() -> None:
     from torch.serialization import add_safe_globals
 
     add_safe_globals([LinearReferences, Normalizer])
+
+
+def _silence_known_warnings() -> None:
+    """Long warnings, on every start, about fairchem's own calls, which its users cannot change."""
+    warnings.filterwarnings("ignore", "You are using `torch.load`", FutureWarning, "fairchem")
+    warnings.filterwarnings("ignore", ".*jittable' is deprecated", UserWarning, "fairchem")
 
 
 def _loads(name: str) -> bool:
