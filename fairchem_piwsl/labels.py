@@ -1,0 +1,104 @@
+"""Labels that are missing: NaN in every batch, ignored by every loss and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from fairchem.core.common import distutils
+from fairchem.core.modules.loss import DDPLoss
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+
+from fairchem_piwsl.errors import UserError
+
+
+class FillMissingLabels:
+    """Collater that gives every structure all labels, NaN where the data set has none.
+
+    Args:
+        collate: upstream's collater.
+        targets: upstream's output targets; `level` decides the label's shape.
+    """
+
+    def __init__(self, collate: Callable[[list[Data]], Batch], targets: Mapping[str, Mapping]) -> None:
+        self.collate = collate
+        self.targets = {name: target.get("level", "system") for name, target in targets.items()}
+
+    def __call__(self, structures: list[Data]) -> Batch:
+        return self.collate([self._complete(structure) for structure in structures])
+
+    def _complete(self, structure: Data) -> Data:
+        for name, level in self.targets.items():
+            label = structure.get(name)
+            if label is None:
+                shape = (len(structure.pos), 3) if level == "atom" else (1,)
+                structure[name] = torch.full(shape, torch.nan, dtype=structure.pos.dtype)
+            elif torch.is_tensor(label) and torch.isinf(label).any():
+                raise UserError(
+                    f"structure {structure.get('sid', '?')} has an infinite label '{name}'; remove it or make "
+                    "the data set again with `piwsl prepare`, which checks labels."
+                )
+        return structure
+
+
+class LabelledLoss(nn.Module):
+    """Upstream's loss over the labelled rows of all ranks, also recorded for the log.
+
+    Equal to `DDPLoss` bit for bit where no label is missing. A missing row is given the prediction as its
+    label: its loss and gradient are zero, and every parameter stays part of the graph, which distributed
+    training requires.
+
+    Args:
+        loss: upstream's wrapped loss.
+    """
+
+    def __init__(self, loss: DDPLoss) -> None:
+        super().__init__()
+        self.loss = loss
+        #: value of the latest call, without graph
+        self.latest: Tensor | None = None
+
+    def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
+        """Loss of predictions against labels, both `[B, 1]` or `[N, 3]`, normalised; NaN marks no label."""
+        missing = target.isnan().any(-1)
+        target = torch.where(missing[:, None], pred.detach(), target)
+        values = self.loss.loss_fn(pred, target, natoms)
+        total = values.sum()
+        if self.loss.reduction == "mean":
+            labelled = (~missing).sum() * (values.numel() // max(len(missing), 1))
+            labelled = distutils.all_reduce(labelled, device=total.device).clamp_min(1)
+            total = total * distutils.get_world_size() / labelled
+        self.latest = total.detach()
+        return total
+
+
+def mean_over_ranks(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean over the structures of all ranks, to be averaged over ranks by distributed training.
+
+    Args:
+        values: one value for each structure of this rank [B].
+        valid: structures that count [B]; all where None.
+    """
+    if valid is None:
+        count = torch.tensor(len(values), device=values.device)
+    else:
+        values, count = torch.where(valid, values, 0.0), valid.sum()
+    count = distutils.all_reduce(count, device=values.device).clamp_min(1)
+    return values.sum() * distutils.get_world_size() / count
+
+
+def labelled_structures(label: Tensor, structure: Tensor | None, num_structures: int) -> Tensor:
+    """Which structures have a complete label [B].
+
+    Args:
+        label: `[B]` or `[B, 1]` (structure level), or `[N, 3]` with the structure of each row.
+        structure: structure of each row [N], None at structure level.
+        num_structures: B.
+    """
+    missing = label.reshape(len(label), -1).isnan().any(-1)
+    if structure is None:
+        return ~missing
+    count = torch.zeros(num_structures, device=label.device).index_add(0, structure, missing.float())
+    return count == 0

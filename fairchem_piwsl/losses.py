@@ -1,0 +1,141 @@
+"""The weak losses: PITC (Eq. 3), PISC (Eqs. 4, A7 to A9), weak label (Eqs. A2, A3) and their point losses.
+
+Pure tensor functions that return one value for each structure, `[B]`; taking the mean is left to the
+caller, who knows about other ranks. Energies in kcal/mol, forces in kcal/mol/Angstrom, displacements in
+Angstrom; nothing is detached, both sides of every identity are differentiated (Eqs. A5, A6).
+
+Configurations: A is the training structure, C = A + dr, B = A + dr'; dr'' = dr - dr' leads from B to C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fairchem_piwsl.taylor import leg_forces, segment_sum, work
+
+PointLoss = Literal["mse", "mae", "relu"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A model's prediction for one configuration of B structures with N atoms in all."""
+
+    #: Energy [B].
+    energy: Tensor
+    #: Forces [N, 3]; None where they were not evaluated.
+    forces: Tensor | None = None
+
+    def known_forces(self) -> Tensor:
+        """The forces; ValueError where they were not evaluated."""
+        if self.forces is None:
+            raise ValueError("the forces of this configuration were not evaluated.")
+        return self.forces
+
+
+def point_loss(residual: Tensor, kind: PointLoss, energy: Tensor, displacement_squared: Tensor) -> Tensor:
+    """Point loss l of each structure's residual [B] (Table A12).
+
+    Args:
+        residual: T - E_C [B].
+        kind: `mse`, `mae`, or `relu`: relu(|T - E_C| - |E_C| |dr|^2) (Eq. A10).
+        energy: E_C [B], for `relu`.
+        displacement_squared: |dr|^2 summed over the atoms of each structure [B], for `relu`.
+    """
+    if kind == "mse":
+        return residual.square()
+    if kind == "mae":
+        return residual.abs()
+    if kind == "relu":
+        return torch.relu(residual.abs() - energy.abs() * displacement_squared)
+    raise ValueError(f"unknown point loss {kind!r}.")
+
+
+def leg_residual(
+    start: Configuration, end: Configuration, displacement: Tensor, batch: Tensor, k: float = 0.0
+) -> Tensor:
+    """T(E_start, F, d) - E_end [B]: what the expansion along a leg misses.
+
+    The energies are subtracted first: they are large and nearly equal, the work is small.
+    """
+    forces = leg_forces(start.known_forces(), end.forces, k)
+    return (start.energy - end.energy) - work(forces, displacement, batch, len(start.energy))
+
+
+def pitc(
+    a: Configuration,
+    c: Configuration,
+    dr: Tensor,
+    batch: Tensor,
+    k: float = 0.0,
+    kind: PointLoss = "mse",
+) -> Tensor:
+    """Taylor-expansion consistency l(E_C, T(E_A, F_A, dr)) (Eq. 3), second order for k > 0: `[B]`."""
+    return _leg_loss(a, c, dr, batch, k, kind)
+
+
+def pisc(
+    a: Configuration,
+    b: Configuration,
+    c: Configuration | None,
+    dr: Tensor,
+    dr_b: Tensor,
+    batch: Tensor,
+    case: Literal[1, 2, 3] = 1,
+    k: float = 0.0,
+    kind: PointLoss = "mse",
+) -> Tensor:
+    """Spatial consistency of two paths: `[B]`.
+
+    Case 1: l(E_C, T(E_B, F_B, dr'')) (Eqs. 4, A7).
+    Case 2: l(T(E_A, F_A, dr), T(E_B, F_B, dr'')) (Eq. A8); with k = 0 it evaluates nothing at C.
+    Case 3: l(E_B, T(E_C, F_C, -dr'')) (Eq. A9).
+
+    Args:
+        a, b, c: predictions at A, B and C; only case 2 with k = 0 does without C.
+        dr: displacement from A to C [N, 3].
+        dr_b: displacement from A to B [N, 3], dr'.
+        batch: structure of each atom [N].
+        case: which identity.
+        k: weight of the forces at the end of every leg, in [0, 1/2].
+        kind: point loss.
+    """
+    if case not in (1, 2, 3):
+        raise ValueError(f"PISC has the cases 1, 2 and 3, not {case!r}.")
+    b_to_c = dr - dr_b
+    if case != 2:
+        if c is None:
+            raise ValueError(f"PISC case {case} needs the configuration C.")
+        start, end, leg = (b, c, b_to_c) if case == 1 else (c, b, -b_to_c)
+        return _leg_loss(start, end, leg, batch, k, kind)
+    num_structures, forces_c = len(a.energy), None if c is None else c.forces
+    work_ac = work(leg_forces(a.known_forces(), forces_c, k), dr, batch, num_structures)
+    work_bc = work(leg_forces(b.known_forces(), forces_c, k), b_to_c, batch, num_structures)
+    residual = (b.energy - a.energy) - (work_bc - work_ac)
+    return point_loss(residual, kind, a.energy - work_ac, _squared(dr, batch, num_structures))
+
+
+def weak_label(
+    reference: Configuration, c: Configuration, dr: Tensor, batch: Tensor, kind: PointLoss = "mse"
+) -> Tensor:
+    """Weak label l(E_C, T(E_ref, F_ref, dr)) (Eqs. A2, A3): `[B]`, NaN where a label is missing.
+
+    With the predicted F_A as `reference.forces` it is the variant WL + FP (Table A17).
+    """
+    return _leg_loss(reference, c, dr, batch, 0.0, kind)
+
+
+def _leg_loss(
+    start: Configuration, end: Configuration, displacement: Tensor, batch: Tensor, k: float, kind: PointLoss
+) -> Tensor:
+    residual = leg_residual(start, end, displacement, batch, k)
+    squared = _squared(displacement, batch, len(residual))
+    return point_loss(residual, kind, end.energy, squared)
+
+
+def _squared(displacement: Tensor, batch: Tensor, num_structures: int) -> Tensor:
+    """|dr|^2 summed over the atoms of each structure [B]."""
+    return segment_sum(displacement.square().sum(-1), batch, num_structures)

@@ -1,0 +1,184 @@
+"""The block `optim.piwsl` of a config, as one frozen dataclass in the paper's symbols and units."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from ase import units
+
+from fairchem_piwsl.errors import UserError
+
+EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
+
+#: One energy unit of the labels, in kcal/mol. The paper's coefficients hold for kcal/mol.
+KCAL_PER_MOL: dict[str, float] = {
+    "eV": units.mol / units.kcal,
+    "kcal/mol": 1.0,
+    "kJ/mol": units.kJ / units.kcal,
+    "Hartree": units.Hartree * units.mol / units.kcal,
+}
+
+
+@dataclass(frozen=True)
+class PIWSLSettings:
+    """Every setting of the weak losses; symbols as in the paper, energies in kcal/mol, lengths in Angstrom.
+
+    Paste into a config (Table A3, case D):
+
+    ```yaml
+    optim:
+      piwsl:
+        c_pitc: 1.2
+        c_pisc: 0.01
+        eps_max: 0.025
+    ```
+    """
+
+    #: Weight of the Taylor-expansion consistency PITC (Eq. 3).
+    c_pitc: float = 0.0
+    #: Weight of the spatial consistency PISC (Eq. 4).
+    c_pisc: float = 0.0
+    #: Weight of the weak label of the rival method (Eq. A2).
+    c_wl: float = 0.0
+    #: Train on displaced structures with the labels of the undisplaced ones (Noisy Nodes, the other rival).
+    noisy_nodes: bool = False
+
+    #: Largest displacement of a component (`uniform`) or of an atom (`sphere`, `adversarial`), Angstrom.
+    eps_max: float = 0.01
+    #: 0: first order, as in the paper's tables; 0.5: trapezoid rule, exact on a quadratic surface.
+    k_2nd: float = 0.0
+    #: Which two paths PISC compares (Eqs. A7, A8, A9).
+    pisc_case: Literal[1, 2, 3] = 1
+    #: Point loss l of every weak term (Table A12).
+    point_loss: Literal["mse", "mae", "relu"] = "mse"
+    #: Forces in the weak label: of the data (WL) or the model's own (WL + FP, Table A17).
+    wl_forces: Literal["reference", "predicted"] = "reference"
+
+    #: Direction of the displacements (Sec. B.1, Eq. 6, Eq. 7).
+    perturbation: Literal["uniform", "sphere", "adversarial"] = "uniform"
+    #: Magnitude eps: drawn from U(0, eps_max) for each structure, or always eps_max.
+    magnitude: Literal["drawn", "fixed"] = "drawn"
+    #: Share of a structure's free atoms that move (Table A14).
+    fraction: float = 1.0
+    #: Longest displacement, as a share of the structure's shortest interatomic distance (Sec. 4.4).
+    max_bond_fraction: float = 0.3
+
+    #: First training step with weak terms.
+    start_step: int = 0
+    #: Steps over which their weights grow linearly from zero, counted from `start_step`.
+    ramp_steps: int = 0
+    #: Evaluate the weak terms at every n-th step only.
+    every_n_steps: int = 1
+
+    #: Energy unit of the labels; forces are in this unit per Angstrom.
+    energy_unit: EnergyUnit = "eV"
+    #: Displaced structures use the neighbour list of the undisplaced one; `false` builds each list anew.
+    share_graph: bool = True
+    #: Report the PITC residual of the validation set; null: whenever a weak term is on.
+    validate_consistency: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check_kind(name, getattr(self, name), kind)
+        for name in ("c_pitc", "c_pisc", "c_wl"):
+            _require(self, name, getattr(self, name) >= 0, "a weight >= 0")
+        _require(self, "eps_max", self.eps_max > 0, "a length > 0 in Angstrom")
+        _require(self, "k_2nd", 0 <= self.k_2nd <= 0.5, "in [0, 0.5]")
+        _require(self, "fraction", 0 < self.fraction <= 1, "in (0, 1]")
+        _require(self, "max_bond_fraction", 0 < self.max_bond_fraction < 0.5, "in (0, 0.5)")
+        _require(self, "start_step", self.start_step >= 0, ">= 0")
+        _require(self, "ramp_steps", self.ramp_steps >= 0, ">= 0")
+        _require(self, "every_n_steps", self.every_n_steps >= 1, ">= 1")
+        if self.noisy_nodes and self.weak:
+            raise UserError(
+                "optim.piwsl.noisy_nodes is a method of its own; set c_pitc, c_pisc and c_wl to 0 to use it."
+            )
+        if self.noisy_nodes and self.perturbation == "adversarial":
+            raise UserError(
+                "optim.piwsl.perturbation 'adversarial' needs the errors at the undisplaced structures, "
+                "which noisy_nodes never evaluates; use 'uniform' or 'sphere'."
+            )
+
+    @classmethod
+    def from_config(cls, block: Mapping[str, Any] | None) -> PIWSLSettings:
+        """Build settings from `optim.piwsl`; no block means that everything is off.
+
+        Raises:
+            UserError: an unknown key or an impossible value, named with the remedy.
+        """
+        block = {} if block is None else block
+        if not isinstance(block, Mapping):
+            raise UserError(f"optim.piwsl must be a block of settings, not {block!r}.")
+        known = [field.name for field in fields(cls)]
+        for key in block:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else f"known settings: {', '.join(known)}."
+                raise UserError(f"optim.piwsl.{key} is not a setting; {hint}")
+        return cls(**block)
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as a plain block for a config."""
+        return asdict(self)
+
+    @property
+    def weak(self) -> bool:
+        """Whether any weak term has a weight."""
+        return self.c_pitc > 0 or self.c_pisc > 0 or self.c_wl > 0
+
+    @property
+    def needs_c(self) -> bool:
+        """Whether a weak term compares predictions at C."""
+        pisc_needs_c = self.c_pisc > 0 and (self.pisc_case != 2 or self.k_2nd > 0)
+        return self.c_pitc > 0 or self.c_wl > 0 or pisc_needs_c
+
+    @property
+    def needs_b(self) -> bool:
+        """Whether a weak term compares predictions at B."""
+        return self.c_pisc > 0
+
+    @property
+    def validates_consistency(self) -> bool:
+        """Whether validation reports the PITC residual."""
+        return self.weak if self.validate_consistency is None else self.validate_consistency
+
+    @property
+    def kcal_per_label_unit(self) -> float:
+        """One energy unit of the labels in kcal/mol."""
+        return KCAL_PER_MOL[self.energy_unit]
+
+    def ramp(self, step: int) -> float:
+        """Factor on the weak weights at a training step (counted from 1), 0 where they are not evaluated."""
+        elapsed = step - max(self.start_step, 1)
+        if elapsed < 0 or elapsed % self.every_n_steps:
+            return 0.0
+        return min(1.0, (elapsed + 1) / self.ramp_steps) if self.ramp_steps else 1.0
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """Raise unless `value` is what the annotation `kind` asks for."""
+    choices = get_args(kind)
+    if kind is bool or bool in choices:
+        good = isinstance(value, bool) or (value is None and type(None) in choices)
+        wanted = "true or false"
+    elif choices:
+        good = not isinstance(value, bool) and value in choices
+        wanted = f"one of {', '.join(map(str, choices))}"
+    elif kind is int:
+        good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        wanted = "a whole number"
+    else:
+        good = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < float("inf")
+        wanted = "a finite number"
+    if not good:
+        hint = " (write 1.0e-2, YAML reads 1e-2 as text)" if isinstance(value, str) and kind is float else ""
+        raise UserError(f"optim.piwsl.{name} must be {wanted}, not {value!r}{hint}.")
+
+
+def _require(settings: PIWSLSettings, name: str, condition: bool, wanted: str) -> None:
+    if not condition:
+        raise UserError(f"optim.piwsl.{name} must be {wanted}, not {getattr(settings, name)!r}.")
