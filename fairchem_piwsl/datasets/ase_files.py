@@ -1,0 +1,193 @@
+"""Count and read frames of the file types that ASE knows, naming file and frame when one is broken."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import IO, Protocol
+
+import ase.db
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import iread
+from ase.io.trajectory import Trajectory
+
+from fairchem_piwsl.datasets.energy_units import unit_in_ev
+from fairchem_piwsl.errors import UserError
+
+_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
+_TOTAL_ENERGY = re.compile(r"total\s+energy\s*[=:]\s*([-+0-9.eEdD]+)\s*([A-Za-z/]+)?")
+
+
+class FrameReader(Protocol):
+    """How one file type is counted and read."""
+
+    def count(self, path: Path) -> int: ...
+
+    def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]: ...
+
+
+def reader_for(file_type: str) -> FrameReader:
+    """The reader for a file type as ASE names it."""
+    special: dict[str, FrameReader] = {
+        "extxyz": ExtxyzReader(),
+        "xyz": ExtxyzReader(),
+        "traj": TrajReader(),
+        "db": DatabaseReader(),
+        "json": DatabaseReader(),
+        "xsf": XsfReader(),
+    }
+    return special.get(file_type, AnyReader())
+
+
+@contextmanager
+def broken(path: Path, frame: int | None = None) -> Iterator[None]:
+    """Turn whatever a parser raises into one sentence with the file's name and the frame."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        where = f"{path}" if frame is None else f"{path}, frame {frame}"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} cannot be read ({reason}): repair the file or leave it out.") from error
+
+
+class ExtxyzReader:
+    """(Extended) XYZ, also compressed: frames that are not wanted are skipped, not parsed."""
+
+    def count(self, path: Path) -> int:
+        return sum(1 for _ in self._blocks(path, keep=lambda frame: False))
+
+    def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]:
+        wanted = set(frames)
+        last = max(wanted, default=-1)
+        for frame, block in self._blocks(path, keep=wanted.__contains__):
+            if frame in wanted:
+                with broken(path, frame):
+                    atoms = _read_text(block, "extxyz")[0]
+                yield atoms
+            if frame >= last:
+                return
+
+    def _blocks(self, path: Path, keep: Callable[[int], bool]) -> Iterator[tuple[int, str]]:
+        frame = 0
+        with broken(path), _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+            while True:
+                with broken(path, frame):
+                    head = file.readline()
+                    if not head.strip():
+                        rest = file.read(1024).strip() if head else ""
+                        if rest:
+                            raise ValueError("an empty line where a number of atoms should be")
+                        return
+                    lines = [head]
+                    for _ in range(int(head) + 1):
+                        line = file.readline()
+                        if not line:
+                            raise ValueError(f"it ends after {len(lines)} of {int(head) + 2} lines")
+                        lines.append(line)
+                yield frame, "".join(lines) if keep(frame) else ""
+                frame += 1
+
+
+class TrajReader:
+    """ASE trajectories."""
+
+    def count(self, path: Path) -> int:
+        with broken(path), Trajectory(str(path)) as trajectory:
+            return len(trajectory)
+
+    def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]:
+        with broken(path):
+            trajectory = Trajectory(str(path))
+        with trajectory:
+            for frame in frames:
+                with broken(path, frame):
+                    atoms = trajectory[frame]
+                yield atoms
+
+
+class DatabaseReader:
+    """ASE databases; a frame is a row, in order of its id."""
+
+    def _ids(self, path: Path) -> list[int]:
+        with broken(path), ase.db.connect(str(path)) as database:
+            return sorted(row.id for row in database.select(columns=["id"], include_data=False))
+
+    def count(self, path: Path) -> int:
+        return len(self._ids(path))
+
+    def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]:
+        ids = self._ids(path)
+        database = ase.db.connect(str(path))
+        for frame in frames:
+            with broken(path, frame):
+                atoms = database.get_atoms(id=ids[frame], add_additional_information=True)
+            yield atoms
+
+
+class AnyReader:
+    """Everything else that `ase.io.iread` takes."""
+
+    def _all(self, path: Path) -> Iterator[tuple[int, Atoms]]:
+        images: Iterator[Atoms] = iter(())
+        with broken(path):
+            images = iread(str(path), index=":")
+        frame = 0
+        while True:
+            with broken(path, frame):
+                atoms = next(images, None)
+            if atoms is None:
+                return
+            yield frame, atoms
+            frame += 1
+
+    def count(self, path: Path) -> int:
+        return sum(1 for _ in self._all(path))
+
+    def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]:
+        wanted = set(frames)
+        return (atoms for frame, atoms in self._all(path) if frame in wanted)
+
+
+class XsfReader(AnyReader):
+    """XSF; also with the labels of aenet, whose first comment line holds the total energy."""
+
+    def _all(self, path: Path) -> Iterator[tuple[int, Atoms]]:
+        with broken(path):
+            text = path.read_text(encoding="utf-8")
+        yield from enumerate(read_xsf(text, path))
+
+
+def read_xsf(text: str, path: Path) -> list[Atoms]:
+    """Frames of an XSF file.
+
+    A comment `# total energy = X eV` gives the energy; in such files (aenet's convention) the forces are in
+    that unit per Angstrom. Without it the forces are Hartree/Angstrom, as ASE takes them, and are converted.
+    """
+    with broken(path, 0):
+        images = _read_text(text, "xsf")
+    head = "\n".join(line for line in text.splitlines()[:20] if line.lstrip().startswith("#"))
+    match = _TOTAL_ENERGY.search(head)
+    if match is None or len(images) != 1:
+        return images
+    atoms = images[0]
+    with broken(path, 0):
+        energy = float(match.group(1).replace("D", "E").replace("d", "e"))
+    unit = unit_in_ev(match.group(2) or "eV")
+    labels = {"energy": energy * unit}
+    if atoms.calc is not None and "forces" in atoms.calc.results:
+        labels["forces"] = atoms.calc.results["forces"] / units.Hartree * unit
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    return images
+
+
+def _read_text(text: str, file_type: str) -> list[Atoms]:
+    return list(iread(StringIO(text), index=":", format=file_type))

@@ -1,0 +1,121 @@
+"""Checks of single structures and of duplicates: what makes a data set unusable is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase.data import chemical_symbols
+
+from fairchem_piwsl.datasets.geometry import FINGERPRINT_TOLERANCE
+from fairchem_piwsl.datasets.records import Records
+from fairchem_piwsl.datasets.structure import Structure
+from fairchem_piwsl.errors import UserError
+
+#: atoms nearer than this sit on top of each other, Angstrom (the bond of H2 is 0.74)
+MIN_DISTANCE = 0.2
+#: below this a structure is reported, Angstrom
+SHORT_DISTANCE = 0.5
+
+
+def check_structure(structure: Structure) -> None:
+    """Refuse a structure that cannot be a configuration of atoms."""
+    where = structure.source
+    if len(structure) == 0:
+        raise UserError(f"{where} has no atoms; leave it out.")
+    if not np.isfinite(structure.positions).all() or not np.isfinite(structure.cell).all():
+        raise UserError(f"{where} has positions or cell vectors that are no finite numbers; leave it out.")
+    if not (structure.numbers > 0).all() or structure.numbers.max() >= len(chemical_symbols):
+        raise UserError(f"{where} has atoms of no known element; give each a chemical symbol.")
+    if structure.pbc.all() and abs(np.linalg.det(structure.cell)) < 1e-6:
+        raise UserError(f"{where} is periodic but its cell has no volume; set the cell, or pbc to F F F.")
+
+
+def check_labels(structure: Structure, energy: bool = True, forces: bool = True) -> None:
+    """Refuse infinite labels and, where `energy` or `forces` are needed, missing ones."""
+    where, remedy = structure.source, f"{structure.hint}, or --allow-missing".lstrip(", ")
+    if np.isinf(structure.energy) or np.isinf(structure.forces).any():
+        raise UserError(f"{where} has an infinite label; leave this structure out.")
+    if energy and np.isnan(structure.energy):
+        raise UserError(f"{where} has no energy, or NaN; leave it out or give the label ({remedy}).")
+    missing = int(np.isnan(structure.forces).any(axis=1).sum())
+    if forces and missing:
+        what = "no forces, or NaN" if missing == len(structure) else f"NaN forces on {missing} atoms"
+        raise UserError(
+            f"{where} has {what}; leave it out or give the labels ({remedy}; --no-forces for energies alone)."
+        )
+
+
+def check_distance(shortest: float, where: str) -> None:
+    """Refuse atoms on top of each other."""
+    if shortest < MIN_DISTANCE:
+        raise UserError(
+            f"{where} has two atoms {shortest:.3f} Angstrom apart; leave it out, or convert "
+            f"positions that are not in Angstrom."
+        )
+
+
+def duplicates(splits: dict[str, Records]) -> list[tuple[str, str, str, str]]:
+    """Pairs (split, structure, split, structure) that are one structure by composition and fingerprint."""
+    owner = [name for name, records in splits.items() for _ in records.source]
+    source = [s for records in splits.values() for s in records.source]
+    prints = np.concatenate([records.fingerprint for records in splits.values()])
+    atoms = np.concatenate([records.composition for records in splits.values()])
+    _, kind = np.unique(atoms, axis=0, return_inverse=True)
+    order = np.lexsort([prints[:, 0], kind.ravel()])
+    found = []
+    for step in (1, 2, 3):  # rounding may put another structure between two equal ones
+        first, second = order[:-step], order[step:]
+        scale = np.maximum(np.abs(prints[first]), 1e-3)
+        near = (np.abs(prints[first] - prints[second]) < FINGERPRINT_TOLERANCE * scale).all(axis=1)
+        near &= kind.ravel()[first] == kind.ravel()[second]
+        near &= atoms[first].sum(axis=1) > 1  # free atoms are all alike
+        found += [
+            (owner[i], source[i], owner[j], source[j]) for i, j in zip(first[near], second[near], strict=True)
+        ]
+    return found
+
+
+def check_duplicates(splits: dict[str, Records], allow: bool) -> list[str]:
+    """Refuse structures that two splits share, unless allowed; warn of those within a split."""
+    pairs = duplicates(splits)
+    across = [p for p in pairs if p[0] != p[2]]
+    within = [p for p in pairs if p[0] == p[2]]
+    warnings = []
+    if across:
+        a, first, b, second = across[0]
+        text = f"{len(across)} duplicates across splits: {first} in {a} is {second} in {b}"
+        if not allow:
+            raise UserError(f"{text}; remove them from the files, or pass --allow-duplicates to keep them.")
+        warnings.append(f"{text}.")
+    if within:
+        a, first, _, second = within[0]
+        warnings.append(f"{len(within)} duplicates within a split: {first} is {second}, both in {a}.")
+    return warnings
+
+
+def report(splits: dict[str, Records]) -> list[str]:
+    """Warnings on what is unusual but may be meant."""
+    warnings = []
+    known = splits["train"].composition.any(axis=0)
+    for name, records in splits.items():
+        new = np.flatnonzero(records.composition.any(axis=0) & ~known)
+        if len(new):
+            symbols = ", ".join(chemical_symbols[z] for z in new)
+            warnings.append(f"{symbols} in {name} but not in train: a model cannot know these elements.")
+        if len(records) and records.shortest.min() < SHORT_DISTANCE:
+            at = int(records.shortest.argmin())
+            warnings.append(
+                f"{records.source[at]} in {name} has atoms {records.shortest[at]:.2f} Angstrom apart."
+            )
+        no_energy = int(np.isnan(records.energy).sum())
+        no_forces = int((records.force_components < 3 * records.natoms).sum())
+        if no_energy:
+            warnings.append(f"{no_energy} of {len(records)} structures in {name} have no energy.")
+        if no_forces:
+            warnings.append(
+                f"{no_forces} of {len(records)} structures in {name} lack forces, or some of them."
+            )
+        net = records.net_force[np.isfinite(records.net_force)]
+        scale = records.force_rms * np.sqrt(records.natoms.mean()) if len(records) else np.nan
+        if len(net) and np.median(net) > 0.1 * scale > 0:
+            warnings.append(f"Forces in {name} do not sum to zero (median {np.median(net):.2f} eV/Angstrom).")
+    return warnings

@@ -1,0 +1,67 @@
+"""Cells for molecules, shortest distances, and a fingerprint that finds duplicates."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+from ase.geometry import wrap_positions
+from ase.neighborlist import primitive_neighbor_list
+from scipy.spatial.distance import pdist
+
+from fairchem_piwsl.datasets.structure import Structure
+
+#: between a molecule and its images, Angstrom: above twice the paper's largest cutoff (12)
+VACUUM = 30.0
+#: pairs closer than this enter the fingerprint, Angstrom
+FINGERPRINT_RADIUS = 5.0
+#: fingerprints that agree to this relative difference belong to one structure
+FINGERPRINT_TOLERANCE = 1e-6
+
+
+def in_cell(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [N, 3] and cell [3, 3] as upstream's periodic neighbour search needs them.
+
+    Along a direction without periodicity the structure is centred in a cell that leaves `VACUUM` to its
+    images; along the others the atoms are wrapped into the cell, which upstream's search takes for granted.
+    """
+    pbc = structure.pbc
+    if pbc.all():
+        return wrap_positions(structure.positions, structure.cell, pbc, eps=0), structure.cell
+    atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=pbc)
+    if not pbc.any():
+        atoms.set_cell(np.zeros((3, 3)))
+    atoms.center(vacuum=VACUUM / 2, axis=[axis for axis in range(3) if not pbc[axis]])
+    positions, cell = atoms.get_positions(), np.asarray(atoms.cell.array, dtype=float)
+    return wrap_positions(positions, cell, pbc, eps=0), cell
+
+
+def pairs(structure: Structure, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """i, j and distance of all atom pairs within `radius` (Angstrom), images included.
+
+    Each pair counts twice, except that of molecules, where it counts once.
+    """
+    if not structure.pbc.any():
+        i, j = np.triu_indices(len(structure), k=1)
+        distance = pdist(structure.positions)
+        near = distance < radius
+        return i[near], j[near], distance[near]
+    cell = np.asarray(Atoms(cell=structure.cell).cell.complete().array)
+    return primitive_neighbor_list("ijd", structure.pbc, cell, structure.positions, radius)
+
+
+def closest(structure: Structure) -> tuple[float, np.ndarray]:
+    """Shortest interatomic distance (Angstrom, inf for one atom alone) and the fingerprint [4].
+
+    The fingerprint does not change when a structure is moved, turned or mirrored, its atoms are reordered,
+    or its cell is described by other vectors; it varies smoothly with the positions.
+    """
+    i, j, d = pairs(structure, FINGERPRINT_RADIUS)
+    # a pair of a molecule is listed once, of a crystal twice
+    weight = (1 if structure.pbc.any() else 2) * (1 - d / FINGERPRINT_RADIUS) ** 2
+    charge = structure.numbers[i].astype(float) * structure.numbers[j]
+    volume = abs(np.linalg.det(structure.cell)) if structure.pbc.all() else 0.0
+    fingerprint = np.array([np.sum(weight), np.sum(weight * d), np.sum(weight * charge), volume])
+    if len(d) == 0 and not structure.pbc.any() and len(structure) > 1:
+        d = pdist(structure.positions)
+        fingerprint[:2] = np.sum(d), np.sum(d**2)
+    return float(d.min()) if len(d) else np.inf, fingerprint

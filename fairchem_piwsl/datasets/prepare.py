@@ -1,0 +1,272 @@
+"""`piwsl prepare`: any file that ASE reads to train, val and test LMDBs for fairchem."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from rich.console import Console
+from rich.progress import Progress
+
+from fairchem_piwsl.datasets import checks, references, summary
+from fairchem_piwsl.datasets.energy_units import unit_name
+from fairchem_piwsl.datasets.labels import LabelOptions
+from fairchem_piwsl.datasets.lmdb_writer import LmdbWriter, call_all_periodic
+from fairchem_piwsl.datasets.outputs import SUMMARY, check_free, finished, whole_folder
+from fairchem_piwsl.datasets.readers import Source, open_sources
+from fairchem_piwsl.datasets.records import Records
+from fairchem_piwsl.datasets.splits import SPLITS, Sizes
+from fairchem_piwsl.datasets.splits import split as draw
+from fairchem_piwsl.datasets.unit_checks import check_units
+from fairchem_piwsl.errors import UserError
+
+#: sizes of drawn splits where none is given; None: all the rest
+DRAWN: dict[str, int | None] = {"train": None, "val": 100, "test": 1000}
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How strictly a data set is checked, and how it is written."""
+
+    units: str = "eV"  # of the labels in the files, for messages
+    need_energy: bool = True
+    need_forces: bool = True
+    allow_duplicates: bool = False
+    trust_units: bool = False
+    overwrite: bool = False
+    reuse: bool = False  # a finished data set of the same arguments and files is kept
+    progress: bool = True
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Chosen structures: for each split, sources and indices into their concatenation."""
+
+    parts: dict[str, tuple[Sequence[Source], np.ndarray]]
+    arguments: dict[str, Any]  # what was asked for, for the summary and to recognise finished work
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    files: Sequence[str | Path] = (),
+    out: str | Path = "data",
+    train: int | None = None,
+    val: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    split: str = "shuffle",
+    train_files: Sequence[str | Path] = (),
+    val_files: Sequence[str | Path] = (),
+    test_files: Sequence[str | Path] = (),
+    units: str = "eV",
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    no_forces: bool = False,
+    allow_missing: bool = False,
+    allow_duplicates: bool = False,
+    trust_units: bool = False,
+    overwrite: bool = False,
+    reuse: bool = False,
+    progress: bool = True,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Convert files to `out/{train,val,test}/data.lmdb` in eV and eV/Angstrom; returns the summary.
+
+    Args:
+        files: names or globs of files to draw the splits from, each may end in ASE's `@slice`.
+        out: new folder.
+        train, val, test: structures in each split. Left out, drawn splits get all the rest, 100 and 1000.
+            A split with files of its own takes the first so many of them, or all.
+        seed: of the draw. The test set does not depend on the other sizes, and larger training sets contain
+            the smaller ones.
+        split: `shuffle`, or `blocks` for trajectories (the end of each file is test, the part before it val).
+        train_files, val_files, test_files: given splits, which are kept.
+        units: energy unit of the labels; forces are in that unit per Angstrom.
+        energy_key, forces_key: names of the labels in the files, if not `energy` and `forces`.
+        no_forces: leave forces out; they become NaN.
+        allow_missing: structures may lack labels; they become NaN.
+        allow_duplicates: keep structures that are in two splits.
+        trust_units: keep labels that seem to have another unit.
+        overwrite: replace a data set in `out` that this function wrote.
+        reuse: return the summary of a finished data set of the same arguments and files.
+    """
+    labels = LabelOptions(unit_name(units), energy_key, forces_key, no_forces)
+    given = {"train": list(train_files), "val": list(val_files), "test": list(test_files)}
+    sizes = {"train": train, "val": val, "test": test}
+    if train == 0:
+        raise UserError("--train 0 leaves nothing to train on; give at least 1.")
+    if not files and not train_files:
+        raise UserError("No files to train on: name some, or give --train-file.")
+    arguments = {
+        "files": [str(f) for f in files],
+        **{f"{name}_files": [str(f) for f in given[name]] for name in SPLITS},
+        **sizes,
+        "seed": seed,
+        "split": split,
+        **asdict(labels),
+        "allow_missing": allow_missing,
+    }
+    options = WriteOptions(
+        units=labels.units,
+        need_energy=not allow_missing,
+        need_forces=not (allow_missing or no_forces),
+        allow_duplicates=allow_duplicates,
+        trust_units=trust_units,
+        overwrite=overwrite,
+        reuse=reuse,
+        progress=progress,
+        quiet=quiet,
+    )
+    pool = open_sources(files, labels)
+    parts_given = {name: open_sources(given[name], labels) for name in SPLITS}
+    everything = [*pool, *(s for sources in parts_given.values() for s in sources)]
+
+    def make_plan() -> Plan:
+        return Plan(_plan(pool, parts_given, sizes, seed, split), arguments)
+
+    return write_dataset(make_plan, everything, arguments, Path(out), options)
+
+
+def write_dataset(
+    make_plan: Callable[[], Plan],
+    sources: Sequence[Source],
+    arguments: dict[str, Any],
+    out: Path,
+    options: WriteOptions,
+) -> dict[str, Any]:
+    """Write a planned data set, unless it is there already (`options.reuse`).
+
+    Args:
+        make_plan: called only when there is something to do, since it counts the structures of all files.
+        sources: all that the plan may read from.
+        arguments: what was asked for; with the files' sizes and times it identifies the data set.
+        out: output folder.
+        options: checks and output.
+    """
+    identity = _identity(arguments, sources)
+    done = finished(out)
+    if options.reuse and not options.overwrite and done is not None and done.get("identity") == identity:
+        if not options.quiet:
+            Console().print(f"{out} is already done: same arguments, same files. Nothing was written.")
+        return done
+    check_free(out, options.overwrite)
+    plan = make_plan()
+    with whole_folder(out) as folder:
+        records = _write_splits(plan, folder, options)
+        warnings = [
+            *checks.check_duplicates(records, options.allow_duplicates),
+            *check_units(records["train"], options.units, options.trust_units),
+            *checks.report(records),
+        ]
+        if len(np.unique(np.concatenate([r.pbc for r in records.values()]), axis=0)) > 1:
+            warnings.append(
+                "Periodic and other structures are mixed; all are marked periodic, molecules in a large cell."
+            )
+            for name in records:
+                call_all_periodic(folder / name / "data.lmdb")
+        result = _write_rest(records, folder, out, plan, warnings)
+        result["identity"] = identity
+        (folder / SUMMARY).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if not options.quiet:
+        summary.show(result, out)
+    return result
+
+
+def _plan(
+    pool: list[Source], given: dict[str, list[Source]], sizes: dict[str, int | None], seed: int, mode: str
+) -> dict[str, tuple[Sequence[Source], np.ndarray]]:
+    """Given splits keep their structures in file order, the others are drawn from the pool."""
+    parts: dict[str, tuple[Sequence[Source], np.ndarray]] = {}
+    if pool:
+        wanted = {name: DRAWN[name] if sizes[name] is None else sizes[name] for name in SPLITS}
+        wanted.update({name: 0 for name in SPLITS if given[name]})
+        chosen = draw([source.count() for source in pool], Sizes(**wanted), seed, mode)  # type: ignore[arg-type]
+        parts = {name: (pool, chosen[name]) for name in SPLITS}
+    for name in SPLITS:
+        if given[name]:
+            parts[name] = (given[name], _first(given[name], sizes[name], name))
+    return {name: parts[name] for name in SPLITS if name in parts and len(parts[name][1])}
+
+
+def _first(sources: list[Source], size: int | None, name: str) -> np.ndarray:
+    total = sum(source.count() for source in sources)
+    if size is not None and size > total:
+        raise UserError(
+            f"The files of --{name}-file hold {total} structures but --{name} asks for {size}: lower it."
+        )
+    return np.arange(total if size is None else size)
+
+
+def _write_splits(plan: Plan, folder: Path, options: WriteOptions) -> dict[str, Records]:
+    records = {name: Records(len(chosen)) for name, (_, chosen) in plan.parts.items()}
+    total = sum(len(r) for r in records.values())
+    hidden = not options.progress or options.quiet or not sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("Converting", total=total)
+        for name, (sources, chosen) in plan.parts.items():
+            with LmdbWriter(folder / name) as writer:
+                for key, structure in _in_file_order(sources, chosen):
+                    checks.check_structure(structure)
+                    checks.check_labels(structure, options.need_energy, options.need_forces)
+                    records[name].add(key, structure)
+                    checks.check_distance(records[name].shortest[key], structure.source)
+                    writer.write(key, structure)
+                    bar.advance(task)
+    return records
+
+
+def _in_file_order(sources: Iterable[Source], chosen: np.ndarray) -> Iterator[tuple[int, Any]]:
+    """(key, structure) for the chosen indices, read in file order; the key is the place in `chosen`."""
+    order = np.argsort(chosen, kind="stable")
+    wanted = chosen[order]
+    start = 0
+    for source in sources:
+        end = start + source.count()
+        here = slice(*np.searchsorted(wanted, [start, end]))
+        if here.stop > here.start:
+            yield from zip(
+                (int(k) for k in order[here]), source.read((wanted[here] - start).tolist()), strict=True
+            )
+        start = end
+
+
+def _write_rest(
+    records: dict[str, Records], folder: Path, out: Path, plan: Plan, warnings: list[str]
+) -> dict[str, Any]:
+    """Element references, normalisers and config block; returns the summary."""
+    train = records["train"]
+    refs = references.fit_references(train.composition, train.energy)
+    described = {name: summary.describe(r, refs) for name, r in records.items()}
+    spread = described["train"]["energy_after_references_std_eV"]
+    references.write_references(folder / "element_references.npz", refs)
+    references.write_normalizer(folder / "energy_normalizer.npz", np.nan if spread is None else spread)
+    references.write_normalizer(folder / "forces_normalizer.npz", train.force_rms)
+    block = summary.dataset_block(out, list(records))
+    (folder / "dataset.yml").write_text(summary.as_yaml(block), encoding="utf-8")
+    elements = np.flatnonzero(train.composition.any(axis=0))
+    return {
+        "out": str(out),
+        "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom"},
+        "splits": described,
+        "element_references_eV": {chemical_symbols[z]: float(refs[z]) for z in elements},
+        "force_scale_eV_A": described["train"]["force_component_rms_eV_A"],
+        "warnings": warnings,
+        "notes": plan.notes,
+        "arguments": plan.arguments,
+    }
+
+
+def _identity(arguments: dict[str, Any], sources: Sequence[Source]) -> str:
+    """Hash of the arguments and of the files' names, sizes and times."""
+    files = sorted(
+        {(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for s in sources for p in s.paths}
+    )
+    return hashlib.sha256(json.dumps([arguments, files], sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,125 @@
+"""Sources: files that can count their structures and read chosen ones, one at a time.
+
+`open_sources` turns file names and globs into sources; ASE does the parsing. Only the frames that a split
+needs are parsed and none are kept, so a file may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ase.io.formats import UnknownFileTypeError, filetype, parse_filename
+
+from fairchem_piwsl.datasets import ase_files
+from fairchem_piwsl.datasets.labels import LabelOptions, to_structure
+from fairchem_piwsl.datasets.structure import Structure
+from fairchem_piwsl.errors import UserError
+
+
+class Source(Protocol):
+    """Something with structures in a fixed order."""
+
+    name: str  # short and unique, start of each structure's identifier
+    paths: list[Path]  # files it reads
+
+    def count(self) -> int:
+        """Number of structures."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> Iterator[Structure]:
+        """The structures at `indices` (increasing), in that order."""
+        ...
+
+
+class AseSource:
+    """One file that ASE reads, optionally a slice of it (ASE's `file@start:stop:step`)."""
+
+    def __init__(self, path: Path, frames: slice, options: LabelOptions):
+        self.name = path.name
+        self.paths = [path]
+        self.path = path
+        self.frames = frames
+        self.options = options
+        try:
+            self.reader = ase_files.reader_for(filetype(str(path), read=True))
+        except UnknownFileTypeError as error:
+            raise UserError(f"{path} is of no type that ASE knows; convert it to extxyz.") from error
+        self._count: int | None = None
+
+    def count(self) -> int:
+        if self._count is None:
+            self._count = self.reader.count(self.path)
+        return len(range(self._count)[self.frames])
+
+    def read(self, indices: Sequence[int]) -> Iterator[Structure]:
+        self.count()
+        assert self._count is not None
+        frames = range(self._count)[self.frames]
+        wanted = [frames[i] for i in indices]
+        ordered = sorted(wanted)
+        if wanted != ordered:  # a slice with a negative step
+            return iter(list(self._read(ordered))[::-1])
+        return self._read(wanted)
+
+    def _read(self, frames: Sequence[int]) -> Iterator[Structure]:
+        found = self.reader.read(self.path, frames)
+        for frame, atoms in zip(frames, found, strict=True):
+            yield to_structure(atoms, f"{self.name}:{frame}", self.options)
+
+
+def open_sources(patterns: Sequence[str | Path], options: LabelOptions) -> list[Source]:
+    """Files and globs (`*`, `**`), sorted within a glob; each may end in ASE's `@slice`."""
+    sources: list[AseSource] = []
+    for pattern in patterns:
+        text, frames = _parse(str(pattern))
+        paths = [Path(p) for p in sorted(glob.glob(text, recursive=True))] if _is_glob(text) else [Path(text)]
+        if not paths:
+            raise UserError(f"{text} matches no file.")
+        for path in paths:
+            if path.is_dir():
+                raise UserError(f"{path} is a folder: name the files in it, for example '{path}/*.xsf'.")
+            if not path.exists():
+                raise UserError(f"{path} does not exist.")
+            if path.stat().st_size == 0:
+                raise UserError(f"{path} is empty; make it again or leave it out.")
+            sources.append(AseSource(path, frames, options))
+    _make_names_unique(sources)
+    return list(sources)
+
+
+def _parse(pattern: str) -> tuple[str, slice]:
+    if Path(pattern).exists():  # a name with @ in it
+        return pattern, slice(None)
+    text, index = parse_filename(pattern)
+    if index is None:
+        return str(text), slice(None)
+    if isinstance(index, int):
+        return str(text), slice(index, index + 1 or None)
+    if not isinstance(index, slice):
+        raise UserError(f"{pattern}: only slices such as @0:100:10 are understood after the @.")
+    return str(text), index
+
+
+def _is_glob(text: str) -> bool:
+    return glob.has_magic(text) and not Path(text).exists()
+
+
+def _make_names_unique(sources: list[AseSource]) -> None:
+    """Files of one name in several folders keep as much of their path as tells them apart."""
+    seen: dict[str, list[AseSource]] = {}
+    for source in sources:
+        seen.setdefault(source.name, []).append(source)
+    for same in seen.values():
+        if len(same) == 1:
+            continue
+        resolved = [s.path.resolve() for s in same]
+        for i, source in enumerate(same):
+            if resolved[i] in resolved[:i] and same[resolved.index(resolved[i])].frames == source.frames:
+                raise UserError(f"{source.path} is given twice; name each file once.")
+        for i, source in enumerate(same):
+            source.name = str(source.path)
+            if resolved.count(resolved[i]) > 1:  # two slices of one file
+                source.name += f"@{i}"

@@ -1,0 +1,44 @@
+"""Element references and label scales, fitted on the training split, in files that upstream loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+#: upstream indexes the references by atomic number, 0 to 118
+N_ELEMENTS = 119
+
+
+def composition(numbers: np.ndarray) -> np.ndarray:
+    """[119] atoms of each element."""
+    return np.bincount(numbers, minlength=N_ELEMENTS)
+
+
+def fit_references(compositions: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """Energy of each element [119] in eV such that sums over atoms match total energies best.
+
+    Least squares over structures with a label. Where compositions do not tell the elements apart (one
+    molecule, or a fixed ratio), the solution of smallest norm is taken. Elements that never occur get 0.
+
+    Args:
+        compositions: [n, 119] atoms of each element.
+        energies: [n] total energies in eV, NaN where there is no label.
+    """
+    references = np.zeros(N_ELEMENTS)
+    labelled = np.isfinite(energies)
+    present = compositions[labelled].any(axis=0)
+    if present.any():
+        counts = compositions[labelled][:, present].astype(float)
+        references[present] = np.linalg.lstsq(counts, energies[labelled], rcond=None)[0]
+    return references
+
+
+def write_references(path: Path, references: np.ndarray) -> None:
+    """`dataset.train.transforms.element_references.energy.file` for upstream, float64 [119]."""
+    np.savez(path, element_references=references)
+
+
+def write_normalizer(path: Path, rmsd: float) -> None:
+    """`dataset.train.transforms.normalizer.<target>.file` for upstream: mean 0 and the given scale."""
+    np.savez(path, mean=0.0, rmsd=rmsd if np.isfinite(rmsd) and rmsd > 0 else 1.0)

@@ -1,0 +1,140 @@
+"""What was written, as numbers, as a table, and as config lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from ase.data import chemical_symbols
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fairchem_piwsl.datasets.energy_units import KCAL_PER_MOL
+from fairchem_piwsl.datasets.records import Records
+
+OUTPUTS = {
+    "energy": {"shape": 1, "level": "system"},
+    "forces": {"irrep_dim": 1, "level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
+}
+
+
+def describe(records: Records, references: np.ndarray) -> dict[str, Any]:
+    """Statistics of one split; energies in eV, forces in eV/Angstrom, distances in Angstrom."""
+    if not len(records):
+        return {"structures": 0}
+    energy = records.energy
+    referenced = energy - records.composition @ references
+    shortest = records.shortest[np.isfinite(records.shortest)]
+    known = np.isfinite(energy)
+    labelled = records.force_components == 3 * records.natoms
+    return {
+        "structures": len(records),
+        "atoms": int(records.natoms.sum()),
+        "atoms_per_structure": [int(records.natoms.min()), int(records.natoms.max())],
+        "elements": [chemical_symbols[z] for z in np.flatnonzero(records.composition.any(axis=0))],
+        "with_energy": int(known.sum()),
+        "with_forces": int(labelled.sum()),
+        "energy_eV": _range(energy[known]),
+        "energy_after_references_eV": _range(referenced[known]),
+        "energy_after_references_std_eV": _number(referenced[known].std() if known.any() else np.nan),
+        "force_component_rms_eV_A": _number(records.force_rms),
+        "force_component_max_eV_A": _number(
+            np.nanmax(records.force_max) if records.force_components.any() else np.nan
+        ),
+        "shortest_distance_A": _number(shortest.min() if len(shortest) else np.nan),
+        "periodic": int(records.pbc.any(axis=1).sum()),
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _range(values: np.ndarray) -> list[float] | None:
+    return [float(values.min()), float(values.max())] if len(values) else None
+
+
+def dataset_block(out: Path, splits: list[str]) -> dict[str, Any]:
+    """The `dataset:` block for an upstream config; paths as `out` was given.
+
+    The normaliser of 1 kcal/mol lets network and losses work in kcal/mol, while predictions are in eV.
+    """
+    kcal = {"mean": 0.0, "stdev": KCAL_PER_MOL}
+    block: dict[str, Any] = {
+        "train": {
+            "format": "lmdb",
+            "src": str(out / "train" / "data.lmdb"),
+            "transforms": {
+                "element_references": {"energy": {"file": str(out / "element_references.npz")}},
+                "normalizer": {"energy": dict(kcal), "forces": dict(kcal)},
+            },
+        }
+    }
+    for name in splits:
+        if name != "train":
+            block[name] = {"format": "lmdb", "src": str(out / name / "data.lmdb")}
+    return {"dataset": block}
+
+
+def config_lines(out: Path, splits: list[str]) -> str:
+    """YAML to paste into an upstream config: data set and outputs."""
+    return as_yaml(dataset_block(out, splits)) + as_yaml({"outputs": OUTPUTS})
+
+
+def as_yaml(block: dict[str, Any]) -> str:
+    return yaml.safe_dump(block, sort_keys=False)
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The summary as a table with a column for each split."""
+    splits = {name: d for name, d in summary["splits"].items() if d["structures"]}
+    result = Table(title=f"{summary['out']}  (energies in eV, forces in eV/Angstrom, distances in Angstrom)")
+    result.add_column("")
+    for name in splits:
+        result.add_column(name, justify="right")
+    rows = {
+        "structures": lambda d: f"{d['structures']}",
+        "atoms": lambda d: _span(d["atoms_per_structure"], "d"),
+        "elements": lambda d: " ".join(d["elements"]),
+        "periodic": lambda d: f"{d['periodic']}",
+        "have energy / forces": lambda d: f"{d['with_energy']} / {d['with_forces']}",
+        "energy": lambda d: _span(d["energy_eV"], ".3f"),
+        "- after references": lambda d: _span(d["energy_after_references_eV"], ".3f"),
+        "- standard deviation": lambda d: _shown(d["energy_after_references_std_eV"], ".4f"),
+        "force component RMS": lambda d: _shown(d["force_component_rms_eV_A"], ".4f"),
+        "- largest": lambda d: _shown(d["force_component_max_eV_A"], ".3f"),
+        "shortest distance": lambda d: _shown(d["shortest_distance_A"], ".3f"),
+    }
+    for label, cell in rows.items():
+        result.add_row(label, *(cell(d) for d in splits.values()))
+    return result
+
+
+def _span(values: list[float] | None, style: str) -> str:
+    if not values:
+        return "-"
+    low, high = (format(v, style) for v in values)
+    return low if low == high else f"{low} to {high}"
+
+
+def _shown(value: float | None, style: str) -> str:
+    return "-" if value is None else format(value, style)
+
+
+def show(summary: dict[str, Any], out: Path) -> None:
+    """Print table, warnings and config lines."""
+    console = Console()
+    console.print(table(summary))
+    references = ", ".join(
+        f"{symbol} {value:.4f}" for symbol, value in summary["element_references_eV"].items()
+    )
+    console.print(f"Element references (eV, fitted on train): {references}")
+    for note in summary.get("notes", []):
+        console.print(f"[cyan]note:[/] {escape(note)}")
+    for warning in summary["warnings"]:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
+    print(f"\nPaste into a config (or write `includes: [{out / 'dataset.yml'}]` for the dataset block):\n")
+    print(config_lines(out, [name for name, d in summary["splits"].items() if d["structures"]]))
