@@ -22,7 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to `piwsl`."""
-    app.command()(evaluate)
+    for command in (evaluate, consistency):
+        app.command()(command)
 
 
 def evaluate(
@@ -53,6 +54,47 @@ def evaluate(
         gradient_forces=gradient_forces,
     )
     _show(result, evaluation_tables(result), out, as_json)
+
+
+def consistency(
+    checkpoint: Checkpoint,
+    data: Data,
+    units: Units = "kcal/mol",
+    structures: Annotated[int, typer.Option(min=1, help="Size of the random sample.")] = 50,
+    jacobians: Annotated[
+        int, typer.Option(min=0, help="Structures with a full force Jacobian (costly).")
+    ] = 5,
+    directions: Annotated[int, typer.Option(min=1, help="Random directions per structure.")] = 8,
+    dr: Annotated[tuple[float, float], typer.Option(help="Range of displacements, Angstrom.")] = (
+        0.001,
+        0.05,
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of sample and directions.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for JSON and plot.")] = Path("results/consistency"),
+    cpu: Cpu = False,
+    gradient_forces: Gradient = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do predicted forces belong to the predicted energy? Taylor residuals, mismatch, curl, net force."""
+    from fairchem_piwsl.analysis.consistency_report import CURVES, check_consistency, verdict
+    from fairchem_piwsl.analysis.tables import consistency_table
+
+    result = check_consistency(
+        checkpoint,
+        data,
+        units=units,
+        structures=structures,
+        jacobians=jacobians,
+        directions=directions,
+        dr_range=dr,
+        seed=seed,
+        batch_size=batch_size,
+        out=out,
+        cpu=cpu,
+        gradient_forces=gradient_forces,
+    )
+    _show(result, [consistency_table(result, CURVES), verdict(result)], out, as_json)
 
 
 def _show(result: dict[str, Any], tables: Iterable[Any], out: Path, as_json: bool) -> None:

@@ -63,3 +63,27 @@ def _group_table(result: dict[str, Any], model: dict[str, Any]) -> Table:
         cells = [number(values[metric]["value"]) for metric in chosen]
         table.add_row(name, str(values["structures"]), *cells)
     return table
+
+
+def consistency_table(result: dict[str, Any], labels: dict[str, str]) -> Table:
+    """All measures of `piwsl consistency` in one table."""
+    units, net, curl = result["units"], result["net"], result["curl"]
+    sample = f"{result['structures']} structures, {result['precision']}"
+    table = Table(title=f"{result['model']} on {result['data']}: {sample}")
+    for heading in ("measure", "value", "unit"):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
+    last = number(result["displacements"][-1], 2)
+    for key, label in labels.items():
+        table.add_row(
+            f"{label}: residual at |dr| = {last}", number(result["residuals"][key][-1]), units["energy"]
+        )
+        table.add_row(f"{label}: slope in log |dr|", number(result["slopes"][key], 3), "")
+    mismatch = result["force_mismatch"]
+    table.add_row("force against -dE/dr, RMSE", number(mismatch["rmse"]), units["force"])
+    table.add_row("force against -dE/dr, relative", number(mismatch["relative"]), "")
+    table.add_row("curl per atom, mean", number(curl["per_atom_mean"]), units["curl"])
+    table.add_row("asymmetry of the force Jacobian", number(curl["asymmetry"]), "")
+    if net:
+        table.add_row("net force of a molecule, RMS", number(net["force_rms"]), units["force"])
+        table.add_row("net torque of a molecule, RMS", number(net["torque_rms"]), units["torque"])
+    return table

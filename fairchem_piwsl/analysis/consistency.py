@@ -1,0 +1,167 @@
+"""`piwsl consistency`: do predicted forces belong to the predicted energy?
+
+All functions take anything with `predict(structures, batch_size)` and work by finite differences, so they
+judge models with direct forces, with gradient forces, and with edge frames that automatic differentiation
+cannot follow. Units: eV, Angstrom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms
+
+from fairchem_piwsl.analysis.potential import Prediction
+from fairchem_piwsl.analysis.structures import as_molecule, is_isolated
+
+# Weights and points of the fourth-order central difference: f' = sum(w f(x + p h)) / h.
+STENCIL = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
+TAYLOR_KEYS = ("pitc_k0", "pitc_k0.5", "pisc_k0", "pisc_k0.5")
+
+
+class Predictor(Protocol):
+    """What is needed of a model."""
+
+    def predict(self, structures: Sequence[Atoms], batch_size: int = 16) -> Prediction:
+        """Energies and forces of `structures`."""
+
+
+def moved(atoms: Atoms, displacement: np.ndarray) -> Atoms:
+    """A copy with `displacement` [n_atoms, 3] added to the positions."""
+    copy = atoms.copy()
+    copy.set_constraint()
+    copy.positions += displacement
+    return copy
+
+
+def unit_directions(atoms: Atoms, count: int, random: np.random.Generator) -> np.ndarray:
+    """`count` directions [count, n_atoms, 3], uniform on the sphere in 3n dimensions."""
+    directions = random.normal(size=(count, len(atoms), 3))
+    return directions / np.linalg.norm(directions, axis=(1, 2), keepdims=True)
+
+
+def taylor_residuals(
+    potential: Predictor,
+    structures: Sequence[Atoms],
+    magnitudes: np.ndarray,
+    random: np.random.Generator,
+    batch_size: int = 16,
+) -> dict[str, np.ndarray]:
+    """Residuals of PITC (Eq. 3) and PISC (Eq. 4) with k = 0 and k = 1/2, each [M, S] in eV.
+
+    `magnitudes` [M] are the root mean square displacements of an atom in Angstrom. Each structure keeps its
+    two random directions (dr for C, dr' for B) for all magnitudes: curves show the order of the error.
+    """
+    at_a = potential.predict(structures, batch_size)
+    pairs = [unit_directions(atoms, 2, random) * np.sqrt(len(atoms)) for atoms in structures]
+    rows: dict[str, list[list[float]]] = {key: [] for key in TAYLOR_KEYS}
+    for magnitude in magnitudes:
+        steps = [magnitude * pair for pair in pairs]
+        at_c = potential.predict(
+            [moved(atoms, step[0]) for atoms, step in zip(structures, steps, strict=True)], batch_size
+        )
+        at_b = potential.predict(
+            [moved(atoms, step[1]) for atoms, step in zip(structures, steps, strict=True)], batch_size
+        )
+        row: dict[str, list[float]] = {key: [] for key in TAYLOR_KEYS}
+        for i, (dr, dr_prime) in enumerate(steps):
+            for name, start, leg in (("pitc", at_a, dr), ("pisc", at_b, dr - dr_prime)):
+                for k in (0.0, 0.5):
+                    forces = (1 - k) * start.forces[i] + k * at_c.forces[i]
+                    row[f"{name}_k{k:g}"].append(at_c.energy[i] - start.energy[i] + (leg * forces).sum())
+        for key, values in row.items():
+            rows[key].append(values)
+    return {key: np.array(values) for key, values in rows.items()}
+
+
+def fitted_slope(magnitudes: np.ndarray, residuals: np.ndarray) -> float:
+    """Slope of log(residual) over log(magnitude) by least squares; NaN where a residual is zero."""
+    if len(magnitudes) < 2 or not np.all(residuals > 0):
+        return float("nan")
+    return float(np.polyfit(np.log(magnitudes), np.log(residuals), 1)[0])
+
+
+def directional_derivatives(
+    potential: Predictor,
+    structures: Sequence[Atoms],
+    count: int,
+    step: float,
+    random: np.random.Generator,
+    batch_size: int = 16,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Force along `count` random unit directions of each structure: predicted, and -dE/du; each [S, count].
+
+    With directions uniform on the sphere in 3n dimensions, the root mean square of the difference estimates
+    the root mean square error of a force component.
+    """
+    forces = potential.predict(structures, batch_size).forces
+    predicted, from_energy = [], []
+    for atoms, force in zip(structures, forces, strict=True):
+        directions = unit_directions(atoms, count, random)
+        points = [moved(atoms, p * step * u) for u in directions for p, _ in STENCIL]
+        energies = potential.predict(points, batch_size).energy.reshape(count, len(STENCIL))
+        predicted.append((directions * force).sum(axis=(1, 2)))
+        from_energy.append(-energies @ np.array([w for _, w in STENCIL]) / step)
+    return np.array(predicted), np.array(from_energy)
+
+
+def force_jacobian(potential: Predictor, atoms: Atoms, step: float, batch_size: int = 16) -> np.ndarray:
+    """J[a, b] = dF_a / dr_b in eV/Angstrom^2, [3n, 3n], by fourth-order central differences."""
+    size = 3 * len(atoms)
+    axes = np.eye(size).reshape(size, len(atoms), 3)
+    points = [moved(atoms, p * step * axis) for axis in axes for p, _ in STENCIL]
+    forces = np.array([force.ravel() for force in potential.predict(points, batch_size).forces])
+    weights = np.array([w for _, w in STENCIL])
+    return np.einsum("bpa,p->ab", forces.reshape(size, len(STENCIL), size), weights) / step
+
+
+def curl_measures(jacobian: np.ndarray) -> tuple[np.ndarray, float]:
+    """Curl of each atom's force with respect to its own position, [n] in eV/Angstrom^2, and the asymmetry.
+
+    The curl of atom i is |nabla_i x F_i|. The asymmetry |J - J^T| / |J + J^T| (Frobenius norms) also sees
+    pairs of atoms; it is 0 if and only if the force field is a gradient to first order around the structure.
+    """
+    n_atoms = len(jacobian) // 3
+    blocks = jacobian.reshape(n_atoms, 3, n_atoms, 3)[np.arange(n_atoms), :, np.arange(n_atoms), :]
+    curl = np.stack(
+        [
+            blocks[:, 2, 1] - blocks[:, 1, 2],
+            blocks[:, 0, 2] - blocks[:, 2, 0],
+            blocks[:, 1, 0] - blocks[:, 0, 1],
+        ],
+        axis=1,
+    )
+    symmetric = np.linalg.norm(jacobian + jacobian.T)
+    asymmetry = np.linalg.norm(jacobian - jacobian.T) / symmetric if symmetric > 0 else float("nan")
+    return np.linalg.norm(curl, axis=1), float(asymmetry)
+
+
+def net_force_and_torque(structures: Sequence[Atoms], forces: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    """Size of the total force (eV/Angstrom) and of the torque about the centroid (eV) of isolated molecules.
+
+    Both vanish exactly for an energy that does not change with translation and rotation. None where no
+    structure is isolated.
+    """
+    totals, torques = [], []
+    for atoms, force in zip(structures, forces, strict=True):
+        if is_isolated(atoms):
+            positions = as_molecule(atoms).positions
+            totals.append(np.linalg.norm(force.sum(axis=0)))
+            torques.append(np.linalg.norm(np.cross(positions - positions.mean(axis=0), force).sum(axis=0)))
+    if not totals:
+        return None
+    return {
+        "molecules": len(totals),
+        "force_rms": root_mean_square(totals),
+        "force_max": float(max(totals)),
+        "torque_rms": root_mean_square(torques),
+        "torque_max": float(max(torques)),
+    }
+
+
+def root_mean_square(values: Any, axis: int | None = None) -> Any:
+    """Root mean square of `values`."""
+    result = np.sqrt(np.mean(np.square(values), axis=axis))
+    return result if axis is not None else float(result)

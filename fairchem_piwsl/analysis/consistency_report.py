@@ -1,0 +1,175 @@
+"""The report behind `piwsl consistency`: all measures on a sample of a data set, and their plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairchem_piwsl.analysis import consistency as measures
+from fairchem_piwsl.analysis import plots
+from fairchem_piwsl.analysis.errors import UNITS
+from fairchem_piwsl.analysis.files import file_name, write_json
+from fairchem_piwsl.analysis.potential import Potential, load_potential
+from fairchem_piwsl.analysis.structures import read_labelled
+from fairchem_piwsl.errors import UserError
+
+# Finite-difference steps in Angstrom: near the optimum of truncation against rounding.
+STEPS = {"float64": 1e-3, "float32": 1e-2}
+# Forces and gradient closer than this, relative to the forces, count as one and the same.
+SAME = {"float64": 1e-5, "float32": 1e-2}
+CURVES = {
+    "pitc_k0": "PITC, k = 0",
+    "pitc_k0.5": "PITC, k = 1/2",
+    "pisc_k0": "PISC, k = 0",
+    "pisc_k0.5": "PISC, k = 1/2",
+}
+
+
+def check_consistency(
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    units: str = "kcal/mol",
+    structures: int = 50,
+    jacobians: int = 5,
+    directions: int = 8,
+    dr_range: tuple[float, float] = (0.001, 0.05),
+    points: int = 9,
+    seed: int = 0,
+    batch_size: int = 16,
+    out: Path | None = None,
+    **load_options: Any,
+) -> dict[str, Any]:
+    """Measure how well forces and energy of a model belong together, as a dictionary ready for JSON.
+
+    structures: size of the random sample. jacobians: how many of them get a full force Jacobian (the costly
+    part, 12 n_atoms evaluations each). directions: random directions per structure for the force mismatch.
+    dr_range, points: smallest, largest and number of displacements, root mean square per atom, Angstrom.
+    """
+    if units not in UNITS:
+        raise UserError(f"--units {units}: not known; choose one of {', '.join(UNITS)}.")
+    if not 0 < dr_range[0] < dr_range[1] or points < 2:
+        raise UserError("--dr: give a smallest and a larger displacement in Angstrom, both above 0.")
+    random = np.random.default_rng(seed)
+    everything = [item.atoms for item in read_labelled(data)]
+    chosen = random.permutation(len(everything))[:structures]
+    sample = [everything[i] for i in sorted(chosen)]
+    potential, precision = load_precise(checkpoint, sample[0], **load_options)
+    factor, energy_unit, force_unit = UNITS[units]
+    step = STEPS[precision]
+
+    magnitudes = np.geomspace(*dr_range, points)
+    residuals = measures.taylor_residuals(potential, sample, magnitudes, random, batch_size)
+    curves = {key: measures.root_mean_square(values, axis=1) for key, values in residuals.items()}
+    predicted, from_energy = measures.directional_derivatives(
+        potential, sample, directions, step, random, batch_size
+    )
+    jacobian_sample = sample[:: max(1, len(sample) // max(jacobians, 1))][:jacobians]
+    curls = [
+        measures.curl_measures(measures.force_jacobian(potential, atoms, step, batch_size))
+        for atoms in jacobian_sample
+    ]
+    forces = potential.predict(sample, batch_size).forces
+    net = measures.net_force_and_torque(sample, forces)
+    mismatch = measures.root_mean_square(predicted - from_energy)
+    relative = mismatch / measures.root_mean_square(predicted)
+    result = {
+        "command": "consistency",
+        "model": potential.name,
+        "checkpoint": str(potential.path),
+        "data": str(data),
+        "precision": precision,
+        "structures": len(sample),
+        "units": {
+            "energy": energy_unit,
+            "force": force_unit,
+            "curl": f"{energy_unit}/Angstrom^2",
+            "torque": energy_unit,
+            "displacement": "Angstrom, root mean square per atom",
+        },
+        "displacements": magnitudes,
+        "residuals": {key: curve * factor for key, curve in curves.items()},
+        "slopes": {key: measures.fitted_slope(magnitudes, curve) for key, curve in curves.items()},
+        "force_mismatch": {
+            "rmse": mismatch * factor,
+            "relative": relative,
+            "directions": directions,
+            "predicted": predicted.ravel() * factor,
+            "from_energy": from_energy.ravel() * factor,
+        },
+        "curl": {
+            "structures": len(curls),
+            "per_atom_mean": float(np.mean(np.concatenate([c for c, _ in curls]))) * factor
+            if curls
+            else None,
+            "asymmetry": float(np.mean([a for _, a in curls])) if curls else None,
+        },
+        "net": net and {key: value if key == "molecules" else value * factor for key, value in net.items()},
+        "conservative": bool(relative < SAME[precision]),
+    }
+    if out is not None:
+        name = file_name(potential.name)
+        write_json(out / f"consistency_{name}.json", result)
+        plot_consistency(result, out / f"consistency_{name}.png")
+    return result
+
+
+def load_precise(checkpoint: str | Path, probe: Any, **load_options: Any) -> tuple[Potential, str]:
+    """The model in double precision, or in single precision where its code is bound to it."""
+    potential = load_potential(checkpoint, dtype="float64", **load_options)
+    try:
+        potential.predict([probe])
+    except RuntimeError:
+        return load_potential(checkpoint, dtype="float32", **load_options), "float32"
+    return potential, "float64"
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """What the numbers mean for dynamics, in a sentence."""
+    relative = result["force_mismatch"]["relative"]
+    if result["conservative"]:
+        return "Forces are the energy's gradient: dynamics conserves energy as far as the integrator does."
+    return (
+        f"Forces differ from the energy's gradient by {relative:.1%}: "
+        "dynamics at constant energy will drift, use a thermostat or train with gradient forces."
+    )
+
+
+def plot_consistency(result: dict[str, Any], path: Path) -> Path:
+    """Taylor residuals against displacement (left), predicted force against -dE/du (right)."""
+    units = result["units"]
+    with plots.figure(11.0, 4.6) as fig:
+        left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
+        x = np.asarray(result["displacements"])
+        for number, (key, label) in enumerate(CURVES.items()):
+            slope = result["slopes"][key]
+            left.plot(
+                x,
+                result["residuals"][key],
+                marker=plots.marker(number),
+                markersize=5,
+                color=plots.colour(number),
+                linestyle="-" if key.endswith("k0") else "--",
+                label=f"{label}: slope {slope:.2f}",
+            )
+        left.set_xscale("log")
+        left.set_yscale("log")
+        left.set_xlabel("displacement |dr|, root mean square per atom (Angstrom)")
+        left.set_ylabel(f"residual, root mean square ({units['energy']})")
+        left.legend(title="slope 2 and 3 if forces fit the energy", title_fontsize=9)
+        predicted = np.asarray(result["force_mismatch"]["predicted"])
+        energy = np.asarray(result["force_mismatch"]["from_energy"])
+        limit = 1.05 * max(np.abs(predicted).max(), np.abs(energy).max(), 1e-12)
+        right.plot([-limit, limit], [-limit, limit], color=plots.REFERENCE, linewidth=0.8)
+        right.scatter(energy, predicted, s=12, alpha=0.5, color=plots.colour(0), linewidths=0)
+        right.set_xlim(-limit, limit)
+        right.set_ylim(-limit, limit)
+        right.set_aspect("equal")
+        right.locator_params(nbins=5)
+        right.set_xlabel(f"-dE/du by finite differences ({units['force']})")
+        right.set_ylabel(f"predicted force along u ({units['force']})")
+        right.set_title(f"mismatch {result['force_mismatch']['relative']:.2g} of the force")
+        fig.suptitle(result["model"])
+        return plots.save(fig, path)
