@@ -16,11 +16,11 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.emt import EMT
-from torch_geometric.data import Data
-
-import fairchem_piwsl.trainer  # registers `piwsl_forces`
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
+from torch_geometric.data import Data
+
+import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces`
 
 KCAL_PER_MOL = 0.0433641
 

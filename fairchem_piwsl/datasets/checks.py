@@ -116,6 +116,6 @@ def report(splits: dict[str, Records]) -> list[str]:
             )
         net = records.net_force[np.isfinite(records.net_force)]
         scale = records.force_rms * np.sqrt(records.natoms.mean()) if len(records) else np.nan
-        if len(net) and np.median(net) > 0.1 * scale > 0:
+        if len(net) and np.median(net) > 0.03 * scale > 0:
             warnings.append(f"Forces in {name} do not sum to zero (median {np.median(net):.2f} eV/Angstrom).")
     return warnings

@@ -12,7 +12,7 @@ from fairchem_piwsl.datasets.structure import Structure
 
 #: between a molecule and its images, Angstrom: above twice the paper's largest cutoff (12)
 VACUUM = 30.0
-#: pairs closer than this enter the fingerprint, Angstrom
+#: pairs closer than this enter the fingerprint of a periodic structure, Angstrom
 FINGERPRINT_RADIUS = 5.0
 #: fingerprints that agree to this relative difference belong to one structure
 FINGERPRINT_TOLERANCE = 1e-6
@@ -35,33 +35,29 @@ def in_cell(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
     return wrap_positions(positions, cell, pbc, eps=0), cell
 
 
-def pairs(structure: Structure, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """i, j and distance of all atom pairs within `radius` (Angstrom), images included.
-
-    Each pair counts twice, except that of molecules, where it counts once.
-    """
-    if not structure.pbc.any():
-        i, j = np.triu_indices(len(structure), k=1)
-        distance = pdist(structure.positions)
-        near = distance < radius
-        return i[near], j[near], distance[near]
-    cell = np.asarray(Atoms(cell=structure.cell).cell.complete().array)
-    return primitive_neighbor_list("ijd", structure.pbc, cell, structure.positions, radius)
-
-
 def closest(structure: Structure) -> tuple[float, np.ndarray]:
     """Shortest interatomic distance (Angstrom, inf for one atom alone) and the fingerprint [4].
 
-    The fingerprint does not change when a structure is moved, turned or mirrored, its atoms are reordered,
-    or its cell is described by other vectors; it varies smoothly with the positions.
+    The fingerprint does not change when a structure is moved, turned or mirrored or its atoms are reordered;
+    it varies smoothly with the positions.
     """
-    i, j, d = pairs(structure, FINGERPRINT_RADIUS)
-    # a pair of a molecule is listed once, of a crystal twice
-    weight = (1 if structure.pbc.any() else 2) * (1 - d / FINGERPRINT_RADIUS) ** 2
+    if structure.pbc.any():
+        return _closest_periodic(structure)
+    i, j = np.triu_indices(len(structure), k=1)
+    d = pdist(structure.positions)
     charge = structure.numbers[i].astype(float) * structure.numbers[j]
-    volume = abs(np.linalg.det(structure.cell)) if structure.pbc.all() else 0.0
-    fingerprint = np.array([np.sum(weight), np.sum(weight * d), np.sum(weight * charge), volume])
-    if len(d) == 0 and not structure.pbc.any() and len(structure) > 1:
-        d = pdist(structure.positions)
-        fingerprint[:2] = np.sum(d), np.sum(d**2)
+    fingerprint = np.array([d.sum(), (d**2).sum(), (charge * d).sum(), (charge * d**2).sum()])
+    return float(d.min()) if len(d) else np.inf, fingerprint
+
+
+def _closest_periodic(structure: Structure) -> tuple[float, np.ndarray]:
+    cell = np.asarray(Atoms(cell=structure.cell).cell.complete().array)
+    i, j, d = primitive_neighbor_list("ijd", structure.pbc, cell, structure.positions, FINGERPRINT_RADIUS)
+    weight = (1 - d / FINGERPRINT_RADIUS) ** 2
+    charge = structure.numbers[i].astype(float) * structure.numbers[j]
+    # structure factors, for what lies further apart than the radius
+    phase = np.exp(2j * np.pi * structure.positions @ np.linalg.inv(cell))
+    factor = (np.abs(structure.numbers @ phase) ** 2).sum()
+    volume = abs(np.linalg.det(cell))
+    fingerprint = np.array([weight.sum(), (weight * charge).sum(), factor, volume])
     return float(d.min()) if len(d) else np.inf, fingerprint

@@ -1,1 +1,3 @@
+"""Models that fairchem-core 1.10.0 lacks; importing this package registers their short names."""
 
+from fairchem_piwsl.models import spinconv  # noqa: F401
