@@ -1,0 +1,62 @@
+# What a newcomer types. Everything is installed into $(VENV) on first use; only Python 3.10-3.12 and a network
+# are needed.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Environment of `make test-current`: current torch and numpy, which fairchem-core's own bounds exclude.
+VENV_CURRENT ?= .venv-current
+TORCH_CURRENT ?= torch==2.13.0
+PYTEST_FLAGS ?=
+BENCH_CONFIG ?= configs/s2ef/example.yml
+
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-current lint bench scatter
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo          train with and without PIWSL on the example data, and compare"
+	@echo "make test          run the tests"
+	@echo "make test-current  run the tests with current torch and numpy 2"
+	@echo "make lint          ruff, mypy, yamllint"
+	@echo "make bench         time of a PIWSL step against a plain one"
+	@echo "make scatter       compile torch-scatter into the environment (optional)"
+
+demo: $(VENV)/.installed-run
+	$(VENV)/bin/python scripts/demo.py
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-current: $(VENV_CURRENT)/.installed-current
+	$(VENV_CURRENT)/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/yamllint --strict .
+
+bench: $(VENV)/.installed-run
+	$(VENV)/bin/piwsl bench --config-yml $(BENCH_CONFIG)
+
+scatter: $(VENV)/.installed-run
+	$(VENV)/bin/python $(PIP_INSTALL) ninja setuptools wheel
+	$(VENV)/bin/python $(PIP_INSTALL) --no-build-isolation torch-scatter
+
+# The stamps say what has been installed; they are older than setup.py when it has to be done again.
+$(VENV)/.installed-%: setup.py | $(VENV)/bin/python
+	@echo "Installing into $(VENV): some minutes and 6 GB, once."
+	$(VENV)/bin/python $(PIP_INSTALL) -e $(if $(filter run,$*),.,".[$*]")
+	@touch $@
+
+$(VENV_CURRENT)/.installed-current: setup.py requirements-current.txt | $(VENV_CURRENT)/bin/python
+	@echo "Installing into $(VENV_CURRENT): some minutes, once."
+	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) $(TORCH_CURRENT) -r requirements-current.txt pytest hypothesis
+	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) --no-deps fairchem-core==1.10.0
+	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) --no-deps -e .
+	@touch $@
+
+$(VENV)/bin/python $(VENV_CURRENT)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "Python 3.10, 3.11 or 3.12 is needed: name it, as in make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(@:/bin/python=)
