@@ -13,6 +13,7 @@ import typer
 from fairchem_piwsl.analysis import commands as analysis
 from fairchem_piwsl.datasets import command as datasets
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.sweeps.commands import sweep_app
 
 app = typer.Typer(
     name="piwsl",
@@ -30,6 +31,7 @@ def _root() -> None:
 
 analysis.register(app)
 datasets.register(app)
+app.add_typer(sweep_app)
 
 
 def main() -> None:

@@ -1,0 +1,121 @@
+"""The workers of a sweep as jobs: sending them, counting them, stopping them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.sweeps.folder import LAUNCH, read_launch
+from fairchem_piwsl.sweeps.heartbeat import STOP, read_workers, write_json
+from fairchem_piwsl.sweeps.spec import Sweep
+from fairchem_piwsl.sweeps.worker import Worker
+
+#: minutes after which a local worker would be stopped: never, in practice
+FOREVER = 365 * 24 * 60
+
+
+class Fleet:
+    """The workers of one sweep: jobs of a SLURM array, or processes on this machine."""
+
+    def __init__(self, folder: Path, sweep: Sweep, executor: str) -> None:
+        self.folder = folder
+        self.sweep = sweep
+        self.executor = executor
+        self.jobs: list[submitit.Job[Any]] = []
+
+    def send(self, number: int) -> None:
+        """Start this many workers more."""
+        if number <= 0:
+            return
+        launch = read_launch(self.folder)
+        first = len(launch["jobs"])
+        workers = [Worker(str(self.folder), first + i) for i in range(number)]
+        if self.executor == "slurm":
+            submitter = self._slurm()
+            with submitter.batch():
+                sent = [submitter.submit(worker) for worker in workers]
+        else:
+            gpus = [] if self.sweep.cpu else visible_gpus()
+            sent = [self._local(gpus, worker.index).submit(worker) for worker in workers]
+        self.jobs += sent
+        launch.update(executor=self.executor, jobs=launch["jobs"] + [str(job.job_id) for job in sent])
+        write_json(self.folder / LAUNCH, launch)
+
+    def _local(self, gpus: list[int], index: int) -> submitit.LocalExecutor:
+        """A process of its own per worker; the GPUs of this machine go round."""
+        executor = submitit.LocalExecutor(folder=self.folder / "jobs" / "%j")
+        executor.update_parameters(timeout_min=self.sweep.job.get("timeout_min", FOREVER))
+        if gpus:
+            executor.update_parameters(gpus_per_node=1, visible_gpus=(gpus[index % len(gpus)],))
+        return executor
+
+    def _slurm(self) -> submitit.AutoExecutor:
+        parameters: dict[str, Any] = {"name": self.sweep.study, "timeout_min": 24 * 60, "cpus_per_task": 2}
+        if not self.sweep.cpu:
+            parameters["gpus_per_node"] = 1
+        parameters |= self.sweep.job
+        # A worker that reaches its time limit is queued again; that may happen often in a long sweep.
+        timeouts = int(parameters.pop("max_timeouts", 1000))
+        executor = submitit.AutoExecutor(
+            folder=self.folder / "jobs" / "%j", cluster="slurm", slurm_max_num_timeout=timeouts
+        )
+        try:
+            executor.update_parameters(**parameters)
+        except (NameError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"job: submitit does not accept these parameters ({reason}).") from error
+        return executor
+
+    def number_alive(self) -> int:
+        """Workers that run or wait in the queue, those of earlier launchers included."""
+        if self.executor == "slurm":
+            return len(queued(read_launch(self.folder)["jobs"]))
+        own = {str(job.job_id) for job in self.jobs}
+        others = [
+            content
+            for content in read_workers(self.folder).values()
+            if content["state"] == "running"
+            and content.get("job") not in own
+            and time.time() - content["time"] < self.sweep.grace
+        ]
+        return sum(not job.done() for job in self.jobs) + len(others)
+
+    def stop(self, seconds: float) -> None:
+        """Have all workers hand their trials back; cancel those that have not ended after this time."""
+        (self.folder / STOP).write_text("", encoding="utf-8")
+        jobs = read_launch(self.folder)["jobs"]
+        if self.executor == "slurm" and jobs:
+            subprocess.run(["scancel", "--quiet", "--state=PENDING", *jobs], check=False)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.number_alive():
+            time.sleep(0.5)
+        if self.executor == "slurm" and jobs:
+            subprocess.run(["scancel", "--quiet", *jobs], check=False)
+        else:
+            for job in self.jobs:
+                job.cancel(check=False)
+
+
+def queued(jobs: list[str]) -> list[str]:
+    """Those of `jobs` that SLURM runs or holds in its queue; all of them while it does not answer."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", "--user", str(os.getuid())]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        return jobs
+    return [job for job in jobs if job in set(answer.stdout.split())]
+
+
+def visible_gpus() -> list[int]:
+    """Numbers of the GPUs that this process may use."""
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed and all(entry.strip().isdigit() for entry in listed.split(",")):
+        return [int(entry) for entry in listed.split(",")]
+    return list(range(torch.cuda.device_count()))

@@ -1,0 +1,121 @@
+"""What a sweep has found: a summary for people and programs, and the best config."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.sweeps.configs import with_values
+from fairchem_piwsl.sweeps.folder import load_folder, write_yaml
+from fairchem_piwsl.sweeps.heartbeat import read_workers
+from fairchem_piwsl.sweeps.spec import Sweep
+from fairchem_piwsl.sweeps.storage import open_storage
+from fairchem_piwsl.sweeps.study import REASON, SLOT, best_trials, counts, load_study, slots
+
+
+def open_sweep(folder: Path) -> tuple[Sweep, optuna.Study]:
+    """The sweep and the study of a folder."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder = folder.absolute()
+    sweep = load_folder(folder)
+    return sweep, load_study(sweep, open_storage(sweep.storage, folder))
+
+
+def summary(sweep: Sweep, study: optuna.Study, folder: Path) -> dict[str, Any]:
+    """Progress, best so far, failures and workers as plain values."""
+    latest = slots(study)
+    failed = {slot: trial for slot, trial in latest.items() if trial.state == TrialState.FAIL}
+    seconds = [trial.user_attrs.get("seconds", 0.0) for trial in study.get_trials(deepcopy=False)]
+    return {
+        "study": sweep.study,
+        "objective": describe_objective(sweep),
+        "trials": len(latest),
+        **counts(study),
+        "retries": len(study.get_trials(deepcopy=False)) - len(latest),
+        "training_seconds": round(sum(seconds), 1),
+        "best": [describe_trial(trial) for trial in best_trials(study)],
+        "failures": {slot: trial.user_attrs.get(REASON, "unknown reason") for slot, trial in failed.items()},
+        "workers": running_workers(sweep, folder),
+    }
+
+
+def running_workers(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
+    """Workers that have not ended; `silent` is the number of seconds since their last sign of life."""
+    found = []
+    for content in read_workers(folder).values():
+        silent = time.time() - content["time"]
+        if content["state"] == "running" and silent < max(sweep.grace, 10 * sweep.beat):
+            kept = {key: content.get(key) for key in ("job", "host", "trial", "slot")}
+            found.append({**kept, "silent": round(max(0.0, silent), 1)})
+    return found
+
+
+def describe_objective(sweep: Sweep) -> str:
+    """The objective in a few words."""
+    objective = sweep.objective
+    verb = "maximize" if objective.maximize else "minimize"
+    if objective.pareto:
+        return f"{verb} {' and '.join(objective.metrics)} (Pareto front)"
+    if len(objective.metrics) == 1:
+        return f"{verb} {objective.metrics[0]}"
+    terms = (f"{weight:g} {name}" for name, weight in zip(objective.metrics, objective.weights, strict=True))
+    return f"{verb} {' + '.join(terms)}"
+
+
+def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
+    """Slot, values and parameters of a completed trial."""
+    return {"trial": trial.user_attrs.get(SLOT, trial.number), "values": trial.values, "params": trial.params}
+
+
+def best_config(
+    folder: Path, output: Path, trial: int | None = None, without_set: bool = False
+) -> dict[str, Any]:
+    """Write the config of the best trial, ready for `main.py`.
+
+    Args:
+        trial: another trial than the best; where the objective is a Pareto front, choose one of it.
+        without_set: leave out the changes under `set` in the sweep file, for instance a shorter training.
+
+    Returns:
+        The description of the trial.
+    """
+    sweep, study = open_sweep(folder)
+    chosen = _choose(study, trial, folder)
+    if output.exists():
+        raise UserError(f"{output} exists already: choose another --output.")
+    base = sweep.base
+    if without_set:
+        from fairchem_piwsl.sweeps.configs import load_base
+
+        base = load_base(folder / "base.yml")
+    config = with_values(base, chosen.params)
+    found = describe_trial(chosen)
+    values = ", ".join(f"{value:.6g}" for value in chosen.values)
+    head = f"Trial {found['trial']} of the sweep {sweep.study}: {describe_objective(sweep)} = {values}"
+    command = f"python main.py --mode train --config-yml {output}{' --cpu' if sweep.cpu else ''}"
+    command += f" --seed {sweep.seed}{' --amp' if sweep.amp else ''}"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_yaml(output, config, f"{head}\n{command}")
+    return found
+
+
+def _choose(study: optuna.Study, number: int | None, folder: Path) -> FrozenTrial:
+    front = best_trials(study)
+    if number is not None:
+        chosen = slots(study).get(number)
+        if chosen is None or chosen.state != TrialState.COMPLETE:
+            raise UserError(
+                f"--trial {number} is not a completed trial of {folder}; see `piwsl sweep status`."
+            )
+        return chosen
+    if not front:
+        raise UserError(f"{folder} has no completed trial yet; see `piwsl sweep status {folder}`.")
+    if len(study.directions) > 1 and len(front) > 1:
+        numbers = ", ".join(str(trial.user_attrs[SLOT]) for trial in front)
+        raise UserError(f"{folder} has a Pareto front of trials {numbers}: choose one with --trial.")
+    return front[0]

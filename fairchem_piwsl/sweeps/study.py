@@ -1,0 +1,215 @@
+"""The study of a sweep: its trials as slots to be claimed, handed back and retried.
+
+`start` puts one waiting trial per slot into the study; workers only ever claim waiting trials. So the number
+of trials is exact whatever the number of workers, and no worker has to ask another. A trial whose worker died
+or was preempted is closed as failed, with its reason, and a new waiting trial with the same values takes its
+slot; it continues the same run from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.sweeps.heartbeat import Watch
+from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
+from fairchem_piwsl.sweeps.space import fingerprint
+from fairchem_piwsl.sweeps.spec import Sweep
+
+SLOT, WORKER, REASON, RETRY, DEATHS, STEPS = "slot", "worker", "reason", "retry", "deaths", "steps"
+RETRY_LOCK = "retry"
+
+
+def load_study(sweep: Sweep, storage: BaseStorage, draw: int = 0) -> optuna.Study:
+    """The sweep's study with its sampler and pruner; one object per trial keeps Optuna's caches fresh."""
+    try:
+        return optuna.load_study(
+            study_name=sweep.study,
+            storage=storage,
+            sampler=make_sampler(sweep, draw),
+            pruner=make_pruner(sweep),
+        )
+    except KeyError:
+        raise UserError(
+            f"study '{sweep.study}' is not in this storage; begin it with `piwsl sweep start`."
+        ) from None
+
+
+def create_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
+    """A new study with all its slots; raises where one of that name exists."""
+    sampler, pruner = make_sampler(sweep), make_pruner(sweep)
+    try:
+        study = optuna.create_study(
+            study_name=sweep.study,
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner,
+            directions=sweep.objective.directions,  # type: ignore[arg-type]
+        )
+    except optuna.exceptions.DuplicatedStudyError:
+        old = optuna.load_study(study_name=sweep.study, storage=storage)
+        check_same_space(old, sweep)
+        raise UserError(
+            f"study '{sweep.study}' exists already: continue it with `piwsl sweep resume`, or change 'study'."
+        ) from None
+    study.set_user_attr("space", fingerprint(sweep.space))
+    study.set_user_attr("metrics", list(sweep.objective.metrics))
+    add_slots(study, sweep.trials)
+    return study
+
+
+def check_same_space(study: optuna.Study, sweep: Sweep) -> None:
+    """Raise where the study was made with another search space or other objectives."""
+    old, new = study.user_attrs.get("space", {}), fingerprint(sweep.space)
+    for key in [*old, *new]:
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"study '{sweep.study}' has another search space: '{key}' differs; "
+                "change 'study' in the sweep file to begin a new one."
+            )
+    if [d.name.lower() for d in study.directions] != sweep.objective.directions:
+        raise UserError(f"study '{sweep.study}' has other objectives; change 'study' to begin a new one.")
+
+
+def add_slots(study: optuna.Study, total: int) -> int:
+    """Add waiting trials until the study has `total` slots; returns the number added."""
+    used = {trial.user_attrs[SLOT] for trial in study.get_trials(deepcopy=False) if SLOT in trial.user_attrs}
+    for slot in range(len(used), total):
+        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={SLOT: slot}))
+    return max(0, total - len(used))
+
+
+def claim(study: optuna.Study, storage: BaseStorage, worker: str) -> optuna.Trial | None:
+    """Take the first waiting trial for this worker, or None where there is none left."""
+    for frozen in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        try:
+            mine = storage.set_trial_state_values(frozen._trial_id, state=TrialState.RUNNING)
+        except UpdateFinishedTrialError:
+            continue
+        if mine:
+            storage.set_trial_user_attr(frozen._trial_id, WORKER, worker)
+            return optuna.Trial(study, frozen._trial_id)
+    return None
+
+
+def fail(study: optuna.Study, storage: BaseStorage, number: int, reason: str) -> bool:
+    """Close a running trial as failed with its reason; False where it had been closed already."""
+    frozen = study.get_trials(deepcopy=False)[number]
+    if frozen.state.is_finished():
+        return False
+    try:
+        storage.set_trial_user_attr(frozen._trial_id, REASON, reason)
+        storage.set_trial_state_values(frozen._trial_id, state=TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return False
+    return True
+
+
+@contextmanager
+def retry_lock(folder: Path) -> Iterator[None]:
+    """Only one process at a time retries trials."""
+    lock = JournalFileOpenLock(str(folder / RETRY_LOCK), grace_period=30)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def hand_back(study: optuna.Study, storage: BaseStorage, folder: Path, number: int, reason: str) -> None:
+    """Close a trial that did not get to its end and let another worker continue it."""
+    with retry_lock(folder):
+        storage.set_trial_user_attr(study.get_trials(deepcopy=False)[number]._trial_id, RETRY, True)
+        fail(study, storage, number, reason)
+        add_missing_retries(study)
+
+
+def retry_dead(
+    study: optuna.Study, storage: BaseStorage, folder: Path, watch: Watch, retries: int
+) -> list[int]:
+    """Close running trials of dead workers and let others continue them; returns their numbers.
+
+    A trial that has taken `retries` + 1 workers with it is not tried again.
+    """
+    dead = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        # between its claim and its worker's name a trial is known by its number
+        if watch.is_dead(trial.user_attrs.get(WORKER, f"of trial {trial.number}"))
+    ]
+    if not dead and not missing_retries(study):
+        return []
+    with retry_lock(folder):
+        for trial in dead:
+            deaths = trial.user_attrs.get(DEATHS, 0) + 1
+            try:
+                storage.set_trial_user_attr(trial._trial_id, DEATHS, deaths)
+                storage.set_trial_user_attr(trial._trial_id, RETRY, deaths <= retries)
+            except UpdateFinishedTrialError:
+                continue
+            times = "" if deaths == 1 else f", {deaths} times on these values"
+            fail(study, storage, trial.number, f"worker died (killed, node lost or out of memory{times})")
+        add_missing_retries(study)
+    return [trial.number for trial in dead]
+
+
+def missing_retries(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials to be retried whose retry is not in the study yet."""
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
+    return [
+        trial
+        for trial in trials
+        if trial.state == TrialState.FAIL and trial.user_attrs.get(RETRY) and trial.number not in retried
+    ]
+
+
+def add_missing_retries(study: optuna.Study) -> None:
+    """Add the waiting successors, also those that a process killed in between had no time to add."""
+    for trial in missing_retries(study):
+        attributes = {SLOT: trial.user_attrs[SLOT], "retry_of": trial.number}
+        if DEATHS in trial.user_attrs:
+            attributes[DEATHS] = trial.user_attrs[DEATHS]
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs=attributes,
+                system_attrs={"fixed_params": trial.params} if trial.params else {},
+            )
+        )
+
+
+def slots(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """The latest trial of every slot: what became of each of the sweep's trials."""
+    latest: dict[int, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if SLOT in trial.user_attrs:
+            latest[trial.user_attrs[SLOT]] = trial
+    return dict(sorted(latest.items()))
+
+
+def counts(study: optuna.Study) -> dict[str, int]:
+    """Number of slots by state of their latest trial, in lower case."""
+    result = {state.name.lower(): 0 for state in TrialState}
+    for trial in slots(study).values():
+        result[trial.state.name.lower()] += 1
+    return result
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The best completed trial, or the Pareto front; empty before the first completed trial."""
+    done: list[Any] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not done:
+        return []
+    return [study.best_trial] if len(study.directions) == 1 else study.best_trials

@@ -1,0 +1,332 @@
+"""A worker: claims waiting trials of a study and runs them until none is left or the budget is spent."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+from submitit.helpers import Checkpointable, DelayedSubmission
+
+from fairchem_piwsl.checkpoints import Preempted
+from fairchem_piwsl.sweeps.configs import with_values
+from fairchem_piwsl.sweeps.folder import load_folder
+from fairchem_piwsl.sweeps.heartbeat import STOP, Pulse, Watch
+from fairchem_piwsl.sweeps.space import suggest
+from fairchem_piwsl.sweeps.spec import Objective, Sweep
+from fairchem_piwsl.sweeps.storage import open_storage
+from fairchem_piwsl.sweeps.study import (
+    SLOT,
+    STEPS,
+    WORKER,
+    claim,
+    fail,
+    hand_back,
+    load_study,
+    retry_dead,
+)
+from fairchem_piwsl.sweeps.training import command_line, with_group
+
+RUNS = "runs"
+#: seconds between two looks for a trial where another worker's may have to be taken over
+IDLE = 1.0
+
+
+class DivergedError(Exception):
+    """A validation metric of the objective is not a finite number."""
+
+
+class Reporter:
+    """What a trial calls after each validation: `reporter(step, {"forces_mae": 0.1, ...})`.
+
+    Records the metrics beside the run, so that a continued trial keeps its past, and ends the trial with
+    an exception where it diverged, is pruned or has to stop.
+    """
+
+    def __init__(
+        self, trial: optuna.Trial, objective: Objective, path: Path, stopping: Callable[[], bool]
+    ) -> None:
+        self.trial = trial
+        self.objective = objective
+        self.path = path
+        self.steps = 0
+        self.history = read_history(path)
+        self._stopping = stopping
+        self._ask_to_stop: Callable[[], None] | None = None
+        for step, metrics in self.history.items():
+            self._report(step, metrics)
+
+    def on_stop(self, ask: Callable[[], None] | None) -> None:
+        """Have `ask` called where the trial shall stop; without it the next report ends the trial."""
+        self._ask_to_stop = ask
+        if ask is not None and self._stopping():
+            ask()
+
+    def stop(self) -> None:
+        """Safe in a signal handler and from another thread."""
+        if self._ask_to_stop is not None:
+            self._ask_to_stop()
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a validation after `step` training steps."""
+        self.steps = max(self.steps, step)
+        self.history[step] = dict(metrics)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "metrics": dict(metrics)}) + "\n")
+        for name in self.objective.metrics:
+            if name not in metrics:
+                raise RuntimeError(f"the validation reports no '{name}', only {', '.join(sorted(metrics))}")
+            if not math.isfinite(metrics[name]):
+                raise DivergedError(f"{name} is {metrics[name]} after step {step}")
+        self._report(step, metrics)
+        if not self.objective.pareto and self.trial.should_prune():
+            raise optuna.TrialPruned(f"pruned after step {step}")
+        if self._stopping() and self._ask_to_stop is None:
+            raise Preempted(f"stopped after step {step}")
+
+    def _report(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.objective.pareto:
+            return
+        value = self.objective.values(metrics)[0]
+        if step not in self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values:
+            self.trial.report(value, step)
+
+
+def read_history(path: Path) -> dict[int, dict[str, float]]:
+    """Metrics by step; a line torn by a kill is left out, a repeated step counts once."""
+    history = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                history[int(entry["step"])] = entry["metrics"]
+            except (ValueError, KeyError):
+                continue
+    return dict(sorted(history.items()))
+
+
+class Worker(Checkpointable):
+    """What each submitit job runs. It can be pickled; a requeued job starts again from the study's state."""
+
+    def __init__(self, folder: str, index: int = 0) -> None:
+        self.folder = folder
+        self.index = index
+
+    def __call__(self) -> dict[str, int]:
+        """Run trials until there is nothing to do; returns how many ended in which way."""
+        return _Loop(Path(self.folder).resolve(), self.index).run()
+
+    def checkpoint(self) -> DelayedSubmission:
+        """For submitit, which requeues the job: the study holds all that is to be kept."""
+        # The requeue sends SIGTERM to this job's processes, `scontrol requeue` among them. An ignored signal
+        # is inherited, so that child lives to its end.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return DelayedSubmission(Worker(self.folder, self.index))
+
+
+class _Loop:
+    """The life of one worker."""
+
+    def __init__(self, folder: Path, index: int) -> None:
+        self.folder = folder
+        self.sweep: Sweep = load_folder(folder, change_directory=True)
+        self.storage = open_storage(self.sweep.storage, folder)
+        self.index = index
+        self.job = _job_id()
+        self.name = f"{self.job}-{uuid.uuid4().hex[:6]}"
+        self.watch = Watch(folder, self.sweep.grace)
+        self.pulse = Pulse(folder, self.name, self.sweep.beat, self._each_beat)
+        self.reporter: Reporter | None = None
+        self.stop_reason = ""
+        self.preempted = False
+        self.ended: dict[str, int] = {}
+
+    def run(self) -> dict[str, int]:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        old = self._catch_signals()
+        try:
+            with self.pulse:
+                self.pulse.update(job=self.job, index=self.index, host=os.uname().nodename)
+                while self._one_more():
+                    pass
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+        handler = old.get(signal.SIGUSR2)
+        if self.preempted and callable(handler):
+            handler(signal.SIGUSR2, None)  # submitit's: requeues the job and ends this process
+        return self.ended
+
+    # ---------------------------------------------------------------- stopping
+
+    def _catch_signals(self) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {n: signal.signal(n, self._on_signal) for n in (signal.SIGUSR2, signal.SIGINT)}
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        """Only take notes here: this may interrupt a write to the study."""
+        if number == signal.SIGINT and self.stop_reason:
+            raise KeyboardInterrupt  # the second Ctrl-C
+        self.preempted = number == signal.SIGUSR2
+        self._stop("preempted" if self.preempted else "stopped by the user")
+
+    def _stop(self, reason: str) -> None:
+        self.stop_reason = self.stop_reason or reason
+        reporter = self.reporter
+        if reporter is not None:
+            reporter.stop()
+
+    def _each_beat(self) -> None:
+        if (self.folder / STOP).exists():
+            self._stop("stopped by the user")
+
+    # ---------------------------------------------------------------- trials
+
+    def _one_more(self) -> bool:
+        """Run one trial; False where this worker is done."""
+        if self.stop_reason or (self.folder / STOP).exists():
+            return False
+        study = load_study(self.sweep, self.storage, draw=uuid.uuid4().int % 2**31)
+        if budget_spent(self.sweep, study):
+            return False
+        retry_dead(study, self.storage, self.folder, self.watch, self.sweep.retries)
+        trial = claim(study, self.storage, self.name)
+        if trial is None:
+            return self._wait_for_doubtful(study)
+        self._run_trial(study, trial)
+        return True
+
+    def _wait_for_doubtful(self, study: optuna.Study) -> bool:
+        """With nothing to claim, stay only until every other worker with a trial has been seen alive."""
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if all(self.watch.is_alive(t.user_attrs.get(WORKER, ""), 3 * self.sweep.beat) for t in running):
+            return False
+        time.sleep(IDLE)
+        return True
+
+    def _run_trial(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        """One trial from its values to its end, whatever that is."""
+        slot = trial.user_attrs[SLOT]
+        run = f"{self.sweep.study}-{slot:04d}"
+        self.pulse.update(trial=trial.number, slot=slot)
+        started = time.time()
+        outcome = "failed"
+        try:
+            values = suggest(trial, self.sweep.space)
+            self.reporter = Reporter(
+                trial,
+                self.sweep.objective,
+                self.folder / RUNS / "validations" / f"{run}.jsonl",
+                self._stopping,
+            )
+            self._function()(self._config(values, run), self.reporter)
+            if not self.reporter.history:
+                raise RuntimeError("no validation ran: optim.eval_every is larger than the number of steps")
+            self._note(trial, started)
+            study.tell(trial, self.sweep.objective.final(list(self.reporter.history.values())))
+            outcome = "complete"
+        except optuna.TrialPruned:
+            self._note(trial, started)
+            study.tell(trial, state=TrialState.PRUNED)
+            outcome = "pruned"
+        except Preempted:
+            self._note(trial, started)
+            hand_back(study, self.storage, self.folder, trial.number, self.stop_reason or "preempted")
+            outcome = "handed back"
+        except KeyboardInterrupt:
+            hand_back(study, self.storage, self.folder, trial.number, "stopped by the user")
+            raise
+        except UpdateFinishedTrialError:
+            logging.warning(f"trial {trial.number} was given to another worker while this one was silent")
+            outcome = "lost"
+        except (Exception, SystemExit) as error:
+            logging.exception(f"trial {trial.number} failed")
+            self._keep_traceback(run)
+            self._note(trial, started)
+            fail(study, self.storage, trial.number, failure_reason(error))
+        finally:
+            self.reporter = None
+            self.pulse.update(trial=None, slot=None)
+        self.ended[outcome] = self.ended.get(outcome, 0) + 1
+
+    def _stopping(self) -> bool:
+        return bool(self.stop_reason)
+
+    def _function(self) -> Callable[[Mapping[str, Any], Reporter], None]:
+        module, _, name = self.sweep.function.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+    def _config(self, values: Mapping[str, Any], run: str) -> dict[str, Any]:
+        config = with_group(with_values(self.sweep.base, values), self.sweep.study)
+        return command_line(
+            config,
+            run_dir=self.folder / RUNS,
+            run=run,
+            seed=self.sweep.seed,
+            cpu=self.sweep.cpu,
+            amp=self.sweep.amp,
+        )
+
+    def _note(self, trial: optuna.Trial, started: float) -> None:
+        """Time and steps of the trial; no longer possible where it has been closed by another worker."""
+        try:
+            trial.set_user_attr("seconds", round(time.time() - started, 3))
+            if self.reporter is not None:
+                trial.set_user_attr(STEPS, self.reporter.steps)
+        except UpdateFinishedTrialError:
+            pass
+
+    def _keep_traceback(self, run: str) -> None:
+        path = self.folder / RUNS / "errors" / f"{run}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(traceback.format_exc() + "\n")
+
+
+def failure_reason(error: BaseException) -> str:
+    """One line for the study: out of memory and divergence by name, anything else by its own words."""
+    words = " ".join(str(error).split())[:300]
+    memory = (
+        "out of memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "cublas_status_alloc_failed",
+    )
+    if isinstance(error, MemoryError) or any(text in words.lower() for text in memory):
+        return f"out of memory: {words or type(error).__name__}"
+    if isinstance(error, DivergedError):
+        return f"diverged: {words}"
+    return f"{type(error).__name__}: {words}"
+
+
+def budget_spent(sweep: Sweep, study: optuna.Study) -> bool:
+    """Whether the hours since the last start, or the training steps of all trials, are used up."""
+    started = study.user_attrs.get("started")
+    if sweep.hours is not None and started is not None and time.time() - started > 3600 * sweep.hours:
+        return True
+    if sweep.steps is None:
+        return False
+    return sum(t.user_attrs.get(STEPS, 0) for t in study.get_trials(deepcopy=False)) >= sweep.steps
+
+
+def _job_id() -> str:
+    """The job as submitit calls it, or the process."""
+    environment = os.environ
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID") or environment.get("SUBMITIT_LOCAL_JOB_ID") or f"pid{os.getpid()}"
