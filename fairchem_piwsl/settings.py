@@ -116,7 +116,7 @@ class PIWSLSettings:
         known = [field.name for field in fields(cls)]
         for key in block:
             if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
+                close = difflib.get_close_matches(str(key).lower(), known, n=1)
                 hint = f"did you mean '{close[0]}'?" if close else f"known settings: {', '.join(known)}."
                 raise UserError(f"optim.piwsl.{key} is not a setting; {hint}")
         return cls(**block)
