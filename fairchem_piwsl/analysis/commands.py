@@ -12,6 +12,7 @@ import typer
 Checkpoints = Annotated[list[Path], typer.Argument(help="Checkpoints of fairchem 1.10 (.pt).")]
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint of fairchem 1.10 (.pt).")]
 Data = Annotated[Path, typer.Option("--data", help="Labelled LMDB, or a file that ASE reads (eV, Angstrom).")]
+Structure = Annotated[Path, typer.Option("--structure", help="A file that ASE reads, or an LMDB.")]
 Units = Annotated[str, typer.Option("--units", help="kcal/mol, eV or meV.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU; else a GPU is used where there is one.")]
 Gradient = Annotated[
@@ -22,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to `piwsl`."""
-    for command in (evaluate, consistency):
+    for command in (evaluate, consistency, profile):
         app.command()(command)
 
 
@@ -95,6 +96,45 @@ def consistency(
         gradient_forces=gradient_forces,
     )
     _show(result, [consistency_table(result, CURVES), verdict(result)], out, as_json)
+
+
+def profile(
+    structure: Structure,
+    bond: Annotated[tuple[int, int], typer.Option(help="Atom that stays, atom that moves (from 0).")],
+    checkpoints: Annotated[list[Path] | None, typer.Argument(help="Checkpoints of fairchem 1.10.")] = None,
+    bond_range: Annotated[tuple[float, float], typer.Option("--range", help="Lengths, Angstrom.")] = (
+        0.8,
+        1.8,
+    ),
+    points: Annotated[int, typer.Option(help="Number of lengths.")] = 100,
+    reference: Annotated[str | None, typer.Option(help="xtb: add GFN2-xTB (extra `xtb`).")] = None,
+    index: Annotated[int, typer.Option(help="Number of the structure in its file.")] = -1,
+    units: Units = "kcal/mol",
+    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 16,
+    out: Annotated[Path, typer.Option(help="Folder for JSON and plot.")] = Path("results/profile"),
+    cpu: Cpu = False,
+    gradient_forces: Gradient = False,
+    as_json: AsJson = False,
+) -> None:
+    """Energy and force along a stretched bond, several models and a reference in one plot."""
+    from fairchem_piwsl.analysis.profile import bond_profile
+    from fairchem_piwsl.analysis.tables import profile_table
+
+    result = bond_profile(
+        checkpoints or [],
+        structure,
+        bond,
+        bond_range=bond_range,
+        points=points,
+        reference=reference,
+        index=index,
+        units=units,
+        batch_size=batch_size,
+        out=out,
+        cpu=cpu,
+        gradient_forces=gradient_forces,
+    )
+    _show(result, [profile_table(result)], out, as_json)
 
 
 def _show(result: dict[str, Any], tables: Iterable[Any], out: Path, as_json: bool) -> None:

@@ -87,3 +87,27 @@ def consistency_table(result: dict[str, Any], labels: dict[str, str]) -> Table:
         table.add_row("net force of a molecule, RMS", number(net["force_rms"]), units["force"])
         table.add_row("net torque of a molecule, RMS", number(net["torque_rms"]), units["torque"])
     return table
+
+
+def profile_table(result: dict[str, Any]) -> Table:
+    """One row for each curve of `piwsl profile`."""
+    units = result["units"]
+    table = Table(
+        title=f"{result['formula']}, bond {'-'.join(map(str, result['bond']))}, "
+        f"{len(result['moving_atoms'])} atoms move",
+        caption=f"lengths in Angstrom, energy in {units['energy']}, force in {units['force']}",
+    )
+    table.add_column("model")
+    headings = ("minimum at", "local minima", "force - slope, RMSE", "energy RMSE", "force RMSE")
+    for heading in headings[: 5 if result["reference"] else 3]:
+        table.add_column(heading, justify="right")
+    for name, curve in result["curves"].items():
+        cells = [
+            number(curve["minimum"]),
+            ", ".join(f"{length:.2f}" for length in curve["local_minima"]) or "-",
+            number(curve["force_against_slope_rmse"]),
+        ]
+        if result["reference"]:
+            cells += [number(curve["energy_rmse"]), number(curve["force_rmse"])]
+        table.add_row(name, *cells)
+    return table

@@ -1,0 +1,183 @@
+"""`piwsl profile`: the energy along a stretched bond, by several models and a reference calculator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from fairchem_piwsl.analysis import plots
+from fairchem_piwsl.analysis.bonds import fragment
+from fairchem_piwsl.analysis.errors import UNITS
+from fairchem_piwsl.analysis.files import write_json
+from fairchem_piwsl.analysis.potential import Prediction, load_potentials
+from fairchem_piwsl.analysis.reference import NAMES, reference_calculator
+from fairchem_piwsl.analysis.structures import as_molecule, is_isolated, read_structure
+from fairchem_piwsl.errors import UserError
+
+
+def bond_profile(
+    checkpoints: Sequence[str | Path],
+    structure: str | Path,
+    bond: tuple[int, int],
+    *,
+    bond_range: tuple[float, float] = (0.8, 1.8),
+    points: int = 100,
+    reference: str | None = None,
+    index: int = -1,
+    units: str = "kcal/mol",
+    batch_size: int = 16,
+    out: Path | None = None,
+    **load_options: Any,
+) -> dict[str, Any]:
+    """Energy and force along a bond for every model, as a dictionary ready for JSON.
+
+    bond: indices of the atom that stays and of the atom that moves, with the fragment bonded to it. bond_range:
+    shortest and longest bond in Angstrom. reference: "xtb" or None. Energies are relative to the value at the
+    bond length of the structure as given.
+    """
+    if units not in UNITS:
+        raise UserError(f"--units {units}: not known; choose one of {', '.join(UNITS)}.")
+    if not 0 < bond_range[0] < bond_range[1] or points < 3:
+        raise UserError(
+            "--range, --points: give a shorter and a longer length in Angstrom, and 3 points or more."
+        )
+    if not checkpoints and reference is None:
+        raise UserError("give at least one checkpoint, or --reference xtb.")
+    atoms = read_structure(structure, index)
+    atoms = as_molecule(atoms) if is_isolated(atoms) else atoms
+    atoms.set_constraint()
+    moving = fragment(atoms, *bond)
+    initial = float(atoms.get_distance(*bond, mic=True))
+    lengths = np.linspace(*bond_range, points)
+    frames = [*stretched(atoms, bond, moving, lengths), atoms]
+    curves = {}
+    if reference is not None:
+        curves[NAMES.get(reference, reference)] = _by_calculator(reference, frames)
+    for potential in load_potentials(checkpoints, **load_options):
+        curves[potential.name] = potential.predict(frames, batch_size)
+    factor, energy_unit, force_unit = UNITS[units]
+    direction = atoms.get_distance(*bond, mic=True, vector=True) / initial
+    described = {}
+    for name, prediction in curves.items():
+        energy = (prediction.energy[:-1] - prediction.energy[-1]) * factor
+        along = [(force[moving] @ direction).sum() * factor for force in prediction.forces[:-1]]
+        described[name] = {"energy": energy, "force": np.array(along)}
+    for curve in described.values():
+        curve.update(
+            _measures(lengths, curve["energy"], curve["force"], described.get(NAMES.get(reference or "", "")))
+        )
+    result = {
+        "command": "profile",
+        "structure": str(structure),
+        "formula": atoms.get_chemical_formula(mode="hill"),
+        "bond": list(bond),
+        "elements": [atoms[bond[0]].symbol, atoms[bond[1]].symbol],
+        "moving_atoms": moving,
+        "initial_length": initial,
+        "units": {"length": "Angstrom", "energy": energy_unit, "force": force_unit},
+        "lengths": lengths,
+        "reference": NAMES[reference] if reference else None,
+        "curves": described,
+    }
+    if out is not None:
+        write_json(out / "profile.json", result)
+        plot_profile(result, out / "profile.png")
+    return result
+
+
+def stretched(atoms: Atoms, bond: tuple[int, int], moving: np.ndarray, lengths: np.ndarray) -> list[Atoms]:
+    """Copies of `atoms` with the bond at each of `lengths` (Angstrom); atoms `moving` shift along it as one."""
+    vector = atoms.get_distance(*bond, mic=True, vector=True)
+    initial = np.linalg.norm(vector)
+    frames = []
+    for length in lengths:
+        frame = atoms.copy()
+        frame.positions[moving] += (length - initial) * vector / initial
+        frames.append(frame)
+    return frames
+
+
+def _by_calculator(name: str, frames: Sequence[Atoms]) -> Prediction:
+    """Energies and forces by a reference method; NaN where its self-consistent field does not converge."""
+    calculator = reference_calculator(name)
+    energies, forces = [], []
+    for frame in frames:
+        atoms = frame.copy()
+        atoms.calc = calculator
+        try:
+            energies.append(atoms.get_potential_energy())
+            forces.append(atoms.get_forces())
+        except Exception:  # each reference method has its own class for a calculation that fails
+            energies.append(np.nan)
+            forces.append(np.full((len(atoms), 3), np.nan))
+    if np.isnan(energies[-1]):
+        raise UserError(f"{name}: cannot calculate the structure as given; are its elements known to {name}?")
+    return Prediction(np.array(energies), forces)
+
+
+def _measures(
+    lengths: np.ndarray, energy: np.ndarray, force: np.ndarray, reference: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Where the minimum is, how many there are, and how far force, slope and reference are apart."""
+    interior = energy[1:-1]
+    minima = np.flatnonzero((interior < energy[:-2]) & (interior <= energy[2:])) + 1
+    slope = -np.gradient(energy, lengths)
+    measures: dict[str, Any] = {
+        "minimum": float(lengths[np.nanargmin(energy)]),
+        "local_minima": lengths[minima],
+        "force_against_slope_rmse": _rmse(force[1:-1], slope[1:-1]),
+    }
+    if reference is not None:
+        measures["energy_rmse"] = _rmse(energy, reference["energy"])
+        measures["force_rmse"] = _rmse(force, reference["force"])
+    return measures
+
+
+def _rmse(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.nanmean((a - b) ** 2)))
+
+
+def plot_profile(result: dict[str, Any], path: Path) -> Path:
+    """Energy with slopes by the predicted forces (top); force along the bond, and the curve's slope (bottom)."""
+    units, lengths = result["units"], np.asarray(result["lengths"])
+    with plots.figure(7.0, 7.0) as fig:
+        top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
+        models = 0
+        for name, curve in result["curves"].items():
+            is_reference = name == result["reference"]
+            colour = plots.REFERENCE if is_reference else plots.colour(models)
+            models += not is_reference
+            energy, force = np.asarray(curve["energy"]), np.asarray(curve["force"])
+            top.plot(lengths, energy, color=colour, label=name, linewidth=2.2 if is_reference else 1.6)
+            _draw_slopes(top, lengths, energy, force, colour)
+            bottom.plot(lengths, force, color=colour, label=name)
+            if not is_reference:
+                bottom.plot(
+                    lengths, -np.gradient(energy, lengths), color=colour, linestyle=":", linewidth=1.6
+                )
+        for axes in (top, bottom):
+            axes.axvline(result["initial_length"], color="#888888", linewidth=0.8, linestyle="--")
+        bottom.plot([], [], color="#555555", linestyle=":", label="slope of the energy curve, -dE/dd")
+        bottom.axhline(0, color="#888888", linewidth=0.8)
+        first, second = (f"{e}{i}" for e, i in zip(result["elements"], result["bond"], strict=True))
+        top.set_ylabel(f"energy ({units['energy']}), 0 as given")
+        top.set_title(
+            f"{result['formula']}: bond {first}-{second}; short lines: slope by the predicted force"
+        )
+        bottom.set_xlabel("bond length (Angstrom); dashed: as given")
+        bottom.set_ylabel(f"force along the bond\n({units['force']})")
+        top.legend()
+        bottom.legend()
+        return plots.save(fig, path)
+
+
+def _draw_slopes(axes: Any, lengths: np.ndarray, energy: np.ndarray, force: np.ndarray, colour: str) -> None:
+    """Short tangents with slope -force; on a consistent model they lie on the curve."""
+    half = 0.022 * (lengths[-1] - lengths[0])
+    for i in np.linspace(0, len(lengths) - 1, 13).round().astype(int):
+        x = lengths[i] + np.array([-half, half])
+        axes.plot(x, energy[i] - force[i] * np.array([-half, half]), color=colour, linewidth=3.5, alpha=0.45)
