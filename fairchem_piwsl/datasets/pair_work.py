@@ -28,7 +28,8 @@ def energy_over_work(structures: list[Structure]) -> np.ndarray:
     for i, j in pairs:
         step, force = _step_and_force(group[i], group[j])
         work = -float(np.sum(force * step))
-        if np.linalg.norm(step, axis=1).max() < MAX_DISPLACEMENT and work != 0:
+        meaningful = abs(work) > 1e-3 * np.linalg.norm(force) * np.linalg.norm(step)
+        if meaningful and np.linalg.norm(step, axis=1).max() < MAX_DISPLACEMENT:
             ratios.append((group[j].energy - group[i].energy) / work)
     return np.array(ratios)
 

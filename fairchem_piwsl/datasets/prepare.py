@@ -155,7 +155,7 @@ def write_dataset(
     done = finished(out)
     if options.reuse and not options.overwrite and done is not None and done.get("identity") == identity:
         if not options.quiet:
-            Console().print(f"{out} is already done: same arguments, same files. Nothing was written.")
+            print(f"{out} is already done: same arguments, same files. Nothing was written.")
         return done
     check_free(out, options.overwrite)
     plan = make_plan()

@@ -6,12 +6,13 @@ needs are parsed and none are kept, so a file may be larger than memory.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ase.io.formats import UnknownFileTypeError, filetype, parse_filename
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
 
 from fairchem_piwsl.datasets import ase_files
 from fairchem_piwsl.datasets.labels import LabelOptions, to_structure
@@ -43,10 +44,8 @@ class AseSource:
         self.path = path
         self.frames = frames
         self.options = options
-        try:
-            self.reader = ase_files.reader_for(filetype(str(path), read=True))
-        except UnknownFileTypeError as error:
-            raise UserError(f"{path} is of no type that ASE knows; convert it to extxyz.") from error
+        with ase_files.broken(path):
+            self.reader = ase_files.reader_for(_file_type(path))
         self._count: int | None = None
 
     def count(self) -> int:
@@ -101,6 +100,14 @@ def _parse(pattern: str) -> tuple[str, slice]:
     if not isinstance(index, slice):
         raise UserError(f"{pattern}: only slices such as @0:100:10 are understood after the @.")
     return str(text), index
+
+
+def _file_type(path: Path) -> str:
+    with contextlib.suppress(UnknownFileTypeError):
+        name = filetype(str(path), read=True)
+        if name in ioformats:
+            return name
+    raise UserError(f"{path} is of no type that ASE knows; convert it to extxyz.")
 
 
 def _is_glob(text: str) -> bool:

@@ -131,10 +131,10 @@ def show(summary: dict[str, Any], out: Path) -> None:
     references = ", ".join(
         f"{symbol} {value:.4f}" for symbol, value in summary["element_references_eV"].items()
     )
-    console.print(f"Element references (eV, fitted on train): {references}")
+    console.print(f"Element references (eV, fitted on train): {references}", soft_wrap=True)
     for note in summary.get("notes", []):
-        console.print(f"[cyan]note:[/] {escape(note)}")
+        console.print(f"[cyan]note:[/] {escape(note)}", soft_wrap=True)
     for warning in summary["warnings"]:
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
     print(f"\nPaste into a config (or write `includes: [{out / 'dataset.yml'}]` for the dataset block):\n")
     print(config_lines(out, [name for name, d in summary["splits"].items() if d["structures"]]))

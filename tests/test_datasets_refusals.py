@@ -1,0 +1,266 @@
+"""Bad input: one sentence that names the file, and nothing is written."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+from ase import units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.trajectory import Trajectory
+from helpers_datasets import FREE_ATOMS_EV, crystals, molecules, records, save
+
+from fairchem_piwsl.datasets.prepare import prepare
+from fairchem_piwsl.errors import UserError
+
+SMALL = {"train": 10, "val": 4, "test": 6, "quiet": True}
+KCAL = units.kcal / units.mol
+
+
+def relabel(atoms, energy=None, forces=None):
+    results = dict(atoms.calc.results)
+    atoms.calc = SinglePointCalculator(
+        atoms,
+        energy=results["energy"] if energy is None else energy,
+        forces=results["forces"] if forces is None else forces,
+    )
+
+
+def refused(tmp_path, match, *files, **options):
+    """`prepare` raises one sentence and leaves the folder as it was."""
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(UserError, match=match) as error:
+        prepare(files, tmp_path / "out", **{**SMALL, **options})
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("what", ["energy", "forces"])
+def test_missing_labels(tmp_path, what):
+    frames = molecules(20)
+    frames[7].calc.results.pop(what)
+    path = save(tmp_path / "a.traj", frames)
+    refused(tmp_path, rf"a\.traj:7 has no {what}", path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["energy", "forces"])
+def test_labels_that_are_no_numbers(tmp_path, what, value):
+    frames = molecules(20)
+    label = value
+    if what == "forces":
+        label = frames[7].get_forces()
+        label[0, 1] = value
+    relabel(frames[7], **{what: label})
+    path = save(tmp_path / "a.traj", frames)
+    refused(tmp_path, r"a\.traj:7 has .*(NaN|infinite)", path)
+    if np.isinf(value):
+        refused(tmp_path, r"a\.traj:7 has an infinite label", path, allow_missing=True)
+
+
+def test_atoms_on_top_of_each_other(tmp_path):
+    frames = molecules(20)
+    frames[7].positions[1] = frames[7].positions[0] + 0.01
+    relabel(frames[7])
+    path = save(tmp_path / "a.traj", frames)
+    refused(tmp_path, r"a\.traj:7 has two atoms 0\.017 Angstrom apart", path)
+    frames = crystals(20)
+    frames[7].positions[1] = frames[7].positions[0] + frames[7].cell[2] + 0.01  # of two images
+    relabel(frames[7])
+    path = save(tmp_path / "b.traj", frames)
+    refused(tmp_path, r"b\.traj:7 has two atoms", path)
+
+
+def test_broken_geometry(tmp_path):
+    frames = molecules(20)
+    frames[7].positions[0, 0] = np.nan
+    refused(tmp_path, r"a\.traj:7 has positions", save(tmp_path / "a.traj", frames))
+    frames = molecules(20)
+    frames[7].pbc = True
+    refused(tmp_path, r"b\.traj:7 is periodic but its cell", save(tmp_path / "b.traj", frames))
+
+
+def test_too_few_structures(tmp_path):
+    path = save(tmp_path / "a.extxyz", molecules(20))
+    refused(tmp_path, "hold 20 structures but 110 are asked for", path, train=100)
+    refused(tmp_path, "hold 20 structures but 1011 are asked for", path, train=None, test=1000, val=10)
+    refused(tmp_path, "hold 20 structures but --train asks for 30", train_files=[path], train=30)
+    refused(tmp_path, "--val -1 is negative", path, val=-1)
+    refused(tmp_path, "--train 0", path, train=0)
+
+
+def test_files(tmp_path):
+    refused(tmp_path, "none.xyz does not exist", tmp_path / "none.xyz")
+    refused(tmp_path, "matches no file", tmp_path / "*.none")
+    refused(tmp_path, "is a folder", tmp_path)
+    refused(tmp_path, "No files to train on")
+    (tmp_path / "strange.bin").write_bytes(bytes(range(256)))
+    refused(tmp_path, "strange.bin is of no type that ASE knows", tmp_path / "strange.bin")
+    (tmp_path / "empty.xyz").write_text("")
+    refused(tmp_path, "empty.xyz is empty", tmp_path / "empty.xyz")
+    path = save(tmp_path / "a.extxyz", molecules(20))
+    refused(tmp_path, "a.extxyz is given twice", path, path)
+    refused(tmp_path, "--split odd is not known", path, split="odd")
+    refused(tmp_path, "--units stone is not known", path, units="stone")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_truncated_extxyz(tmp_path, compressed):
+    text = save(tmp_path / "a.extxyz", molecules(20)).read_text()
+    cut = text[: len(text) - 150]
+    if compressed:
+        (tmp_path / "b.extxyz.gz").write_bytes(gzip.compress(text.encode())[:-200])
+        refused(tmp_path, r"b\.extxyz\.gz.*cannot be read", tmp_path / "b.extxyz.gz")
+    else:
+        (tmp_path / "b.extxyz").write_text(cut)
+        refused(tmp_path, r"b\.extxyz, frame 19 cannot be read", tmp_path / "b.extxyz")
+        lines = text.splitlines()
+        lines[0] = "six"
+        (tmp_path / "c.extxyz").write_text("\n".join(lines))
+        refused(tmp_path, r"c\.extxyz, frame 0 cannot be read", tmp_path / "c.extxyz")
+
+
+def test_truncated_trajectory(tmp_path):
+    path = tmp_path / "a.traj"
+    with Trajectory(str(path), "w") as trajectory:
+        for atoms in molecules(20):
+            trajectory.write(atoms)
+    content = path.read_bytes()
+    path.write_bytes(content[:2000])
+    refused(tmp_path, r"a\.traj.*cannot be read", path)
+
+
+def test_an_output_folder_with_data_stays_as_it_is(tmp_path):
+    path = save(tmp_path / "a.extxyz", molecules(20))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    refused(tmp_path, "out already holds data", path)
+    refused(tmp_path, "mine.txt, which is not from piwsl prepare", path, overwrite=True)
+    assert (tmp_path / "out/mine.txt").read_text() == "mine"
+    (tmp_path / "out/mine.txt").unlink()
+    prepare([path], tmp_path / "out", **SMALL)  # an empty folder is taken
+    (tmp_path / "out/mine.txt").write_text("mine")
+    refused(tmp_path, "mine.txt, which is not from piwsl prepare", path, overwrite=True)
+
+
+def test_duplicates_across_splits(tmp_path):
+    frames = molecules(20)
+    copy = frames[0].copy()  # moved, turned, its atoms in another order: the same structure
+    copy.rotate(70, (1, 2, 3))
+    copy.translate((1, 2, 3))
+    order = np.arange(len(copy))[::-1]
+    copy = copy[order]
+    copy.calc = SinglePointCalculator(
+        copy, energy=frames[0].get_potential_energy(), forces=np.ones((len(copy), 3))
+    )
+    save(tmp_path / "train.extxyz", frames[:10])
+    save(tmp_path / "val.extxyz", frames[10:14])
+    save(tmp_path / "test.extxyz", [*frames[14:19], copy])
+    given = {f"{name}_files": [tmp_path / f"{name}.extxyz"] for name in ("train", "val", "test")}
+    given.update(train=None, val=None, test=None)
+    refused(tmp_path, r"train\.extxyz:0 in train is test\.extxyz:5 in test", **given)
+    summary = prepare(out=tmp_path / "out", allow_duplicates=True, quiet=True, **given)
+    assert any("1 duplicates across splits" in w for w in summary["warnings"])
+
+
+def test_duplicates_of_crystals_and_within_a_split(tmp_path):
+    frames = crystals(20)
+    copy = frames[0].copy()
+    copy.positions += copy.cell[0] + 0.3
+    copy.calc = SinglePointCalculator(copy, **frames[0].calc.results)
+    save(tmp_path / "train.traj", frames[:10])
+    save(tmp_path / "val.traj", frames[10:])
+    save(tmp_path / "test.traj", [copy])
+    given = {f"{name}_files": [tmp_path / f"{name}.traj"] for name in ("train", "val", "test")}
+    given.update(train=None, val=None, test=None)
+    refused(tmp_path, r"train\.traj:0 in train is test\.traj:0 in test", **given)
+    given["train_files"].append(given["test_files"][0])
+    given["test_files"] = given["val_files"]
+    given["val_files"] = []
+    summary = prepare(out=tmp_path / "out", quiet=True, **given)
+    assert any("1 duplicates within a split" in w for w in summary["warnings"])
+
+
+def test_fragments_that_only_differ_in_their_distance_are_no_duplicates(tmp_path):
+    frames = []
+    for i, atoms in enumerate(molecules(1, names=("H2O",)) * 20):
+        pair = atoms + atoms
+        pair.positions[3:] += (9 + 0.1 * i, 0, 0)
+        pair.calc = SinglePointCalculator(pair, energy=0.1 * i, forces=np.ones((6, 3)) * (-1) ** i)
+        frames.append(pair)
+    prepare([save(tmp_path / "a.extxyz", frames)], tmp_path / "out", **SMALL)
+    for pair in frames:
+        pair.set_cell([40, 20, 20])
+        pair.pbc = True
+    prepare([save(tmp_path / "b.extxyz", frames)], tmp_path / "periodic", **SMALL)
+
+
+def vibrations(count, seed=0, factor=1.0, zero=None):
+    """One molecule near its minimum: neighbouring frames for the comparison with the work of forces."""
+    return molecules(count, seed, names=("CH3OH",), factor=factor, zero=zero)
+
+
+@pytest.mark.parametrize("unit", ["kcal/mol", "Hartree", "kJ/mol"])
+def test_all_electron_energies_in_another_unit(tmp_path, unit):
+    size = {"kcal/mol": KCAL, "Hartree": units.Hartree, "kJ/mol": units.kJ / units.mol}[unit]
+    path = save(tmp_path / "a.extxyz", molecules(40, factor=1 / size, zero=FREE_ATOMS_EV))
+    refused(tmp_path, f"all-electron energies in {unit}", path)
+    prepare([path], tmp_path / "out", units=unit, **SMALL)
+    prepare([path], tmp_path / "trusted", trust_units=True, **SMALL)
+
+
+def test_all_electron_energies_per_atom(tmp_path):
+    frames = molecules(40, zero=FREE_ATOMS_EV)
+    for atoms in frames:
+        relabel(atoms, energy=atoms.get_potential_energy() / len(atoms))
+    refused(tmp_path, "per atom in eV", save(tmp_path / "a.extxyz", frames))
+
+
+def test_energies_per_atom_of_structures_of_many_sizes(tmp_path):
+    names = ("CH3OH", "H2O", "CH4", "C2H6", "C2H4", "CO2", "CH3CH2OH", "H2CO")
+    frames = molecules(60, names=names, zero={1: -3.0, 6: -150.0, 8: -430.0})
+    save(tmp_path / "total.extxyz", frames)
+    for atoms in frames:
+        relabel(atoms, energy=atoms.get_potential_energy() / len(atoms))
+    path = save(tmp_path / "a.extxyz", frames)
+    refused(tmp_path, "do not grow with the number of atoms", path, train=40)
+    prepare([tmp_path / "total.extxyz"], tmp_path / "out", **{**SMALL, "train": 40})
+
+
+def test_energies_that_do_not_fit_the_forces(tmp_path):
+    good = vibrations(60)
+    save(tmp_path / "good.extxyz", good)
+    for name, scale, match in (
+        ("kcal", 1 / KCAL, "times as much as the work of the forces, so the two differ in unit"),
+        ("per_atom", 1 / len(good[0]), "per atom or the two differ in unit"),
+        ("hartree", 1 / units.Hartree, "per atom or the two differ in unit"),
+    ):
+        frames = vibrations(60)
+        for atoms in frames:
+            relabel(atoms, energy=atoms.get_potential_energy() * scale)
+        refused(tmp_path, match, save(tmp_path / f"{name}.extxyz", frames), train=40)
+    prepare([tmp_path / "good.extxyz"], tmp_path / "out", **{**SMALL, "train": 40})
+
+
+def test_forces_of_the_wrong_sign(tmp_path):
+    frames = vibrations(60)
+    for atoms in frames:
+        relabel(atoms, forces=-atoms.get_forces())
+    refused(tmp_path, "forces point uphill", save(tmp_path / "a.extxyz", frames), train=40)
+
+
+def test_labels_all_in_kcal(tmp_path):
+    path = save(tmp_path / "a.extxyz", vibrations(60, factor=1 / KCAL))
+    refused(tmp_path, "look like kcal/mol or kJ/mol", path, train=40)
+    prepare([path], tmp_path / "out", units="kcal/mol", **{**SMALL, "train": 40})
+    energies = [d.energy.item() for d in records(tmp_path / "out")]
+    assert abs(np.mean(energies)) < 20
+
+
+def test_zero_forces_are_reported(tmp_path):
+    frames = molecules(20)
+    for atoms in frames:
+        relabel(atoms, forces=np.zeros((len(atoms), 3)))
+    summary = prepare([save(tmp_path / "a.extxyz", frames)], tmp_path / "out", **SMALL)
+    assert "All forces are zero." in summary["warnings"]
