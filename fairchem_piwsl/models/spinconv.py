@@ -111,7 +111,7 @@ class SpinConv(nn.Module, GraphModelMixin):
         self.embeddingblock2 = EmbeddingBlock(mid, mid, hidden, embedding_size, max_num_elements)
         self.message_blocks = nn.ModuleList(MessageBlock(*sphere) for _ in range(num_interactions))
         self.energyembeddingblock = EmbeddingBlock(hidden, mid, 1, embedding_size, max_num_elements)
-        if force_estimator == "random":
+        if regress_forces and force_estimator == "random":
             self.force_output_block = ForceOutputBlock(*sphere)
             # Not used by these settings, kept so that published state dicts load strictly.
             self.distance_expansion_forces = GaussianBasis(

@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Batch
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.models.edge_frames import EdgeFrames
+from fairchem_piwsl.models.spinconv import SpinConv
 
 
 @contextmanager
@@ -69,10 +71,11 @@ def draws_random_numbers(model: nn.Module) -> bool:
 
 
 def _is_random(module: nn.Module) -> bool:
-    if hasattr(module, "_init_edge_rot_mat"):  # eSCN, Equiformer v2: random edge frames in every mode
-        return getattr(module, "random_frames", True)
-    if getattr(module, "force_estimator", None) == "random":  # SpinConv
-        return True
+    frames = getattr(module, "_init_edge_rot_mat", None)
+    if frames is not None:  # eSCN, Equiformer v2: upstream draws edge frames in every mode
+        return module.training or not isinstance(frames, EdgeFrames)
+    if isinstance(module, SpinConv):
+        return module.regress_forces and module.force_estimator == "random"
     rate = (
         module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "drop_prob", 0.0)
     )
@@ -95,7 +98,7 @@ class _RepeatedDraws(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         handler = _HANDLERS.get(func)
-        if handler is None or self.copies == 1:
+        if handler is None:
             return func(*args, **kwargs)
         return handler(self, func, *args, **kwargs)
 
