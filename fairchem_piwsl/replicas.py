@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from fairchem.core.models.base import GraphData, GraphModelMixin
 from torch import Tensor, nn
 from torch_geometric.data import Batch
+
+#: what a model's `generate_graph` returns; eSEN makes a dict without `offset_distances` and `neighbors` of it
+Graph: TypeAlias = GraphData | dict[str, Any]
 
 
 def stack(batch: Batch, positions: Sequence[Tensor]) -> Batch:
@@ -72,7 +74,7 @@ class SharedGraph:
         #: module and arguments of the model's latest request
         self._request: tuple[Any, tuple, dict] | None = None
         self._batch: Batch | None = None
-        self._graphs: dict[Any, GraphData] = {}
+        self._graphs: dict[Any, Graph] = {}
 
     @contextmanager
     def of(self, batch: Batch) -> Iterator[SharedGraph]:
@@ -96,11 +98,11 @@ class SharedGraph:
         if not self._builders:
             return shortest
         module, args, kwargs = self._request or (self._builders[-1], (), {})
-        graph = self._graph(module, args, kwargs)
-        structure = batch.batch[graph.edge_index[1]]
-        return shortest.scatter_reduce(0, structure, graph.edge_distance.to(shortest), "amin")
+        graph = _fields(self._graph(module, args, kwargs))
+        structure = batch.batch[graph["edge_index"][1]]
+        return shortest.scatter_reduce(0, structure, graph["edge_distance"].to(shortest), "amin")
 
-    def _graph(self, module: Any, args: tuple, kwargs: dict) -> GraphData:
+    def _graph(self, module: Any, args: tuple, kwargs: dict) -> Graph:
         """The list of the undisplaced batch for one request of the model, built once."""
         key = (id(module), args, tuple(sorted(kwargs.items())))
         if key not in self._graphs:
@@ -109,30 +111,41 @@ class SharedGraph:
         return self._graphs[key]
 
     def _interceptor(self, module: Any):
-        def generate_graph(data: Batch, *args: Any, **kwargs: Any) -> GraphData:
+        def generate_graph(data: Batch, *args: Any, **kwargs: Any) -> Graph:
             self._request = (module, args, kwargs)
             return _repeat(self._graph(module, args, kwargs), data)
 
         return generate_graph
 
 
-def _repeat(graph: GraphData, data: Batch) -> GraphData:
+def _fields(graph: Graph) -> dict[str, Any]:
+    return graph if isinstance(graph, dict) else vars(graph)
+
+
+def _repeat(graph: Graph, data: Batch) -> Graph:
     """The list `graph` for every copy in `data`, with distances from the positions in `data`."""
-    num_atoms, num_edges = len(graph.batch_full), graph.edge_index.shape[1]
+    old = _fields(graph)
+    num_atoms, num_edges = len(old["batch_full"]), old["edge_index"].shape[1]
     copies = len(data.pos) // num_atoms
     shift = num_atoms * torch.arange(copies, device=data.pos.device).repeat_interleave(num_edges)
-    edge_index = graph.edge_index.repeat(1, copies) + shift
-    offsets = graph.offset_distances.repeat(copies, 1)
+    edge_index = old["edge_index"].repeat(1, copies) + shift
+    cell_offsets = old["cell_offsets"].repeat(copies, 1)
+    if old["offset_distances"] is None:
+        cell = data.cell[data.batch[edge_index[1]]]
+        offsets = cell_offsets.float().view(-1, 1, 3).bmm(cell.float()).view(-1, 3)
+    else:
+        offsets = old["offset_distances"].repeat(copies, 1)
     vectors = data.pos[edge_index[0]] - data.pos[edge_index[1]]
     vectors = vectors + offsets
-    return replace(
-        graph,
-        edge_index=edge_index,
-        edge_distance=vectors.norm(dim=-1),
-        edge_distance_vec=vectors,
-        cell_offsets=graph.cell_offsets.repeat(copies, 1),
-        offset_distances=offsets,
-        neighbors=graph.neighbors.repeat(copies),
-        batch_full=data.batch,
-        atomic_numbers_full=data.atomic_numbers.long(),
-    )
+    new = {
+        **old,
+        "edge_index": edge_index,
+        "edge_distance": vectors.norm(dim=-1),
+        "edge_distance_vec": vectors,
+        "cell_offsets": cell_offsets,
+        "offset_distances": None if old["offset_distances"] is None else offsets,
+        "neighbors": None if old["neighbors"] is None else old["neighbors"].repeat(copies),
+        "batch_full": data.batch,
+        "atomic_numbers_full": data.atomic_numbers.long(),
+    }
+    return new if isinstance(graph, dict) else GraphData(**new)
