@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to `piwsl`."""
-    for command in (evaluate, consistency, profile):
+    for command in (evaluate, consistency, profile, md):
         app.command()(command)
 
 
@@ -135,6 +135,59 @@ def profile(
         gradient_forces=gradient_forces,
     )
     _show(result, [profile_table(result)], out, as_json)
+
+
+def md(
+    structure: Structure,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps, those done already included.")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint of fairchem 1.10.")] = None,
+    calculator: Annotated[str | None, typer.Option(help="xtb: run GFN2-xTB instead of a checkpoint.")] = None,
+    ensemble: Annotated[str, typer.Option(help="nve (velocity Verlet) or nvt (Langevin).")] = "nve",
+    temperature: Annotated[float, typer.Option(help="Kelvin.")] = 300.0,
+    timestep: Annotated[float, typer.Option(help="Femtoseconds.")] = 0.5,
+    friction: Annotated[float, typer.Option(help="Langevin friction, 1/fs.")] = 0.01,
+    interval: Annotated[int, typer.Option(help="Steps between records.")] = 20,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of starts.")] = 1,
+    first_seed: Annotated[int, typer.Option(help="Seed of the first start.")] = 0,
+    index: Annotated[int, typer.Option(help="Number of the structure in its file.")] = -1,
+    reference_trajectory: Annotated[
+        Path | None, typer.Option(help="Frames of true dynamics: equilibrium lengths, h(r), RDF.")
+    ] = None,
+    bond_threshold: Annotated[float, typer.Option(help="Failure of a molecule, Angstrom.")] = 0.5,
+    rdf_threshold: Annotated[float, typer.Option(help="Failure of a periodic system, Angstrom.")] = 3.0,
+    rdf_window: Annotated[float, typer.Option(help="Window of the RDF, ps.")] = 1.0,
+    precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    out: Annotated[Path, typer.Option(help="Folder for trajectories and results.")] = Path("results/md"),
+    cpu: Cpu = False,
+    gradient_forces: Gradient = False,
+    as_json: AsJson = False,
+) -> None:
+    """Molecular dynamics: time to failure, energy drift, distances; the same command again continues."""
+    from fairchem_piwsl.analysis.dynamics import MDSettings
+    from fairchem_piwsl.analysis.md_progress import progress_bar
+    from fairchem_piwsl.analysis.md_report import run_md
+    from fairchem_piwsl.analysis.tables import md_table
+
+    load = {} if calculator else {"cpu": cpu, "gradient_forces": gradient_forces, "dtype": precision}
+    with progress_bar(steps, timestep) as report:
+        result = run_md(
+            checkpoint,
+            structure,
+            MDSettings(ensemble, temperature, timestep, friction, interval),
+            steps=steps,
+            seeds=seeds,
+            first_seed=first_seed,
+            calculator=calculator,
+            index=index,
+            reference_trajectory=reference_trajectory,
+            bond_threshold=bond_threshold,
+            rdf_threshold=rdf_threshold,
+            rdf_window=rdf_window,
+            out=out,
+            report=report,
+            **load,
+        )
+    _show(result, [md_table(result)], out, as_json)
 
 
 def _show(result: dict[str, Any], tables: Iterable[Any], out: Path, as_json: bool) -> None:

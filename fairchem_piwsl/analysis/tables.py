@@ -111,3 +111,23 @@ def profile_table(result: dict[str, Any]) -> Table:
             cells += [number(curve["energy_rmse"]), number(curve["force_rmse"])]
         table.add_row(name, *cells)
     return table
+
+
+def md_table(result: dict[str, Any]) -> Table:
+    """One row for each seed of `piwsl md`."""
+    summary, criterion = result["summary"], result["criterion"]
+    bound = "at least " if summary["is_lower_bound"] else ""
+    table = Table(
+        title=f"{result['model']}, {result['formula']}, {result['settings']['ensemble'].upper()}",
+        caption=f"time to failure {bound}{number(summary['time_to_failure_mean'])} ps in the mean; failure: "
+        f"{criterion['name']} departs by more than {criterion['threshold']} {criterion['unit']}; "
+        f"time in ps, drift of the total energy in {result['units']['drift']}, its spread in "
+        f"{result['units']['energy_std']}, mean temperature T in K",
+    )
+    for heading in ("seed", "time", "failed", "drift", "spread", "T", "ns/day"):
+        table.add_column(heading, justify="right")
+    for run in result["runs"]:
+        measured = ("drift", "energy_std", "temperature", "ns_per_day")
+        cells = [number(run[key]) for key in measured]
+        table.add_row(str(run["seed"]), number(run["time"]), run["reason"] or "no", *cells)
+    return table

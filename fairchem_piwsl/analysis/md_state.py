@@ -1,0 +1,139 @@
+"""A dynamics run on disk: trajectory, log and exact state, such that it continues where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.io.trajectory import Trajectory
+
+from fairchem_piwsl.errors import UserError
+
+COLUMNS = ("step", "time_ps", "potential", "kinetic", "total", "temperature", "departure")
+
+
+@dataclass
+class Progress:
+    """How far a run is: `frames` counts the frames and log lines that belong to it."""
+
+    step: int = 0
+    frames: int = 0
+    failure_step: int | None = None
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class RunFolder:
+    """Files of one run: `trajectory.traj`, `log.csv`, `state.npz`.
+
+    A record appends a frame and a log line, and then replaces the state in one rename. What a killed process
+    appended after its last state is cut off when the run continues.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trajectory = path / "trajectory.traj"
+        self.log = path / "log.csv"
+        self.state = path / "state.npz"
+
+    def record(
+        self, atoms: Atoms, random: np.random.Generator, progress: Progress, row: dict[str, float]
+    ) -> None:
+        """Append a frame and a log line, then save the exact state."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with Trajectory(str(self.trajectory), mode="a") as trajectory:
+            trajectory.write(atoms)
+        is_new = not self.log.exists()
+        with self.log.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(COLUMNS)
+            writer.writerow([repr(row[column]) for column in COLUMNS])
+        progress.frames += 1
+        unfinished = self.path / ".state.part.npz"
+        np.savez(
+            unfinished,
+            positions=atoms.get_positions(),
+            momenta=atoms.get_momenta(),
+            random=json.dumps(random.bit_generator.state),
+            progress=json.dumps(asdict(progress)),
+        )
+        unfinished.replace(self.state)
+
+    def restore(self, atoms: Atoms, random: np.random.Generator) -> Progress:
+        """Put `atoms` and `random` back to the last state, and cut files to it; an empty folder starts at 0."""
+        if not self.state.exists():
+            return Progress()
+        try:
+            with np.load(self.state) as state:
+                atoms.set_positions(state["positions"], apply_constraint=False)
+                atoms.set_momenta(state["momenta"], apply_constraint=False)
+                random.bit_generator.state = json.loads(str(state["random"]))
+                progress = Progress(**json.loads(str(state["progress"])))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.state}: not readable ({error}); move the folder away to start this run again."
+            ) from None
+        self._cut(progress.frames)
+        return progress
+
+    def frames(self, start: int = 0) -> list[Atoms]:
+        """The recorded frames from number `start` on."""
+        try:
+            with Trajectory(str(self.trajectory)) as trajectory:
+                return [trajectory[i] for i in range(start, len(trajectory))]
+        except Exception as error:  # ASE's reader raises many kinds on a damaged file
+            raise UserError(
+                f"{self.trajectory}: truncated or damaged ({error!r}); move the folder away to start again."
+            ) from None
+
+    def table(self) -> dict[str, np.ndarray]:
+        """The log, one array per column of `COLUMNS`."""
+        with self.log.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
+
+    def _cut(self, frames: int) -> None:
+        stored = self.frames()
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True) if self.log.exists() else []
+        if len(stored) < frames or len(lines) < frames + 1:
+            raise UserError(
+                f"{self.path}: its trajectory or log is truncated ({len(stored)} of {frames} frames); "
+                "move the folder away to start this run again."
+            )
+        if len(stored) > frames:
+            unfinished = self.path / ".trajectory.part"
+            with Trajectory(str(unfinished), mode="w") as trajectory:
+                for atoms in stored[:frames]:
+                    trajectory.write(atoms)
+            unfinished.replace(self.trajectory)
+        if len(lines) > frames + 1:
+            part = self.path / ".log.part"
+            part.write_text("".join(lines[: frames + 1]), encoding="utf-8")
+            part.replace(self.log)
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Store `settings` in a new folder; refuse to continue a run under other ones."""
+    path = folder / "settings.json"
+    text = json.dumps(settings, indent=2, sort_keys=True)
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(text)
+        different = [key for key in now if stored.get(key) != now[key]]
+        if different:
+            key = different[0]
+            raise UserError(
+                f"{folder}: holds a run with another {key} ({stored.get(key)} instead of {now[key]}); "
+                "choose another --out."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / ".settings.part"
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,119 @@
+"""When has molecular dynamics failed? The criteria of Fu et al., TMLR 2023 (arXiv 2210.07237).
+
+Molecules: a bond departs more than 0.5 Angstrom from its equilibrium length. Periodic systems: the radial
+distribution function of a time window departs from the reference's. Both also see numbers that are not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase import Atoms
+from ase.geometry import get_distances
+
+from fairchem_piwsl.analysis.bonds import bond_lengths, bonds
+
+BOND_THRESHOLD = 0.5  # Angstrom
+RDF_THRESHOLD = 3.0  # Angstrom, the integral of |RDF - reference|; Fu et al. take 3.0 for water
+
+
+class BondCriterion:
+    """Largest departure of a bond from its equilibrium length, Angstrom.
+
+    Bonds are those of `structure`; their equilibrium lengths are the means over `reference` frames where there
+    are any, else the lengths in `structure`.
+    """
+
+    name = "bond length"
+    unit = "Angstrom"
+
+    def __init__(
+        self, structure: Atoms, reference: Sequence[Atoms] = (), threshold: float = BOND_THRESHOLD
+    ) -> None:
+        self.threshold = threshold
+        self.pairs, lengths = bonds(structure)
+        if reference:
+            lengths = np.mean([bond_lengths(frame, self.pairs) for frame in reference], axis=0)
+        self.lengths = lengths
+
+    def departure(self, atoms: Atoms) -> float:
+        """Largest departure of a bond in `atoms`; infinite where positions are not finite."""
+        if not np.isfinite(atoms.positions).all():
+            return float("inf")
+        if not len(self.pairs):
+            return 0.0
+        return float(np.abs(bond_lengths(atoms, self.pairs) - self.lengths).max())
+
+
+class RdfCriterion:
+    """Integral of |RDF of a window - reference RDF| over r, Angstrom, at the end of each window of frames.
+
+    The reference RDF is that of `reference` frames; without any, that of the first window of the run itself.
+    """
+
+    name = "radial distribution"
+    unit = "Angstrom"
+
+    def __init__(
+        self,
+        structure: Atoms,
+        reference: Sequence[Atoms] = (),
+        window: int = 100,
+        threshold: float = RDF_THRESHOLD,
+        bins: int = 200,
+    ) -> None:
+        self.threshold = threshold
+        self.window = max(1, window)
+        half_height = 0.5 / np.linalg.norm(structure.cell.reciprocal(), axis=1).max()
+        self.edges = np.linspace(0.0, min(6.0, half_height), bins + 1)
+        self.reference = radial_distribution(reference, self.edges) if reference else None
+        self.frames: list[Atoms] = []
+
+    def add(self, atoms: Atoms) -> float:
+        """Take a frame; the departure where it ends a window, else NaN."""
+        if not np.isfinite(atoms.positions).all():
+            return float("inf")
+        self.frames.append(atoms.copy())
+        if len(self.frames) < self.window:
+            return float("nan")
+        current = radial_distribution(self.frames, self.edges)
+        self.frames = []
+        if self.reference is None:
+            self.reference = current
+        return float(np.abs(current - self.reference).sum() * (self.edges[1] - self.edges[0]))
+
+
+def radial_distribution(frames: Sequence[Atoms], edges: np.ndarray) -> np.ndarray:
+    """g(r) of all pairs in the bins between `edges`, averaged over frames, by nearest images."""
+    total = np.zeros(len(edges) - 1)
+    shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
+    for atoms in frames:
+        distances = pair_distances(atoms)
+        n_atoms = len(atoms)
+        ideal = 0.5 * n_atoms * (n_atoms - 1) / atoms.get_volume() * shells
+        total += np.histogram(distances, edges)[0] / ideal
+    return total / len(frames)
+
+
+def pair_distances(atoms: Atoms) -> np.ndarray:
+    """All n (n - 1) / 2 interatomic distances in Angstrom, to nearest images where the cell is periodic."""
+    first, second = np.triu_indices(len(atoms), k=1)
+    if atoms.pbc.any():
+        _, matrix = get_distances(atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        return matrix[first, second]
+    return np.linalg.norm(atoms.positions[first] - atoms.positions[second], axis=1)
+
+
+def distance_distribution(frames: Sequence[Atoms], edges: np.ndarray) -> np.ndarray:
+    """h(r): density of interatomic distances in 1/Angstrom, averaged over frames; its integral is at most 1."""
+    counts = sum(np.histogram(pair_distances(atoms), edges)[0] for atoms in frames)
+    pairs = len(frames) * len(frames[0]) * (len(frames[0]) - 1) / 2
+    return np.asarray(counts / (pairs * np.diff(edges)))
+
+
+def energy_drift(time_ps: np.ndarray, total: np.ndarray, n_atoms: int) -> float:
+    """Slope of the total energy (eV) by least squares, in meV per atom and ns."""
+    if len(time_ps) < 2:
+        return float("nan")
+    return float(np.polyfit(time_ps, total, 1)[0] * 1e6 / n_atoms)
