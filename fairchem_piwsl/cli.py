@@ -7,6 +7,8 @@ Python as well, and that is imported only when its command runs, so that `piwsl 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -32,6 +34,33 @@ def _root() -> None:
 analysis.register(app)
 datasets.register(app)
 app.add_typer(sweep_app)
+
+
+@app.command(
+    "bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, no_args_is_help=True
+)
+def _bench(
+    context: typer.Context,
+    config_yml: Annotated[Path, typer.Option(help="fairchem config with optim.piwsl")],
+    rounds: Annotated[int, typer.Option(min=2, help="steps of each variant that are measured")] = 20,
+    cpu: Annotated[bool, typer.Option("--cpu", help="use the CPU although there is a GPU")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the result to this file")] = None,
+) -> None:
+    """What a PIWSL step costs: against a plain step, an enlarged batch and separate calls.
+
+    Further arguments are fairchem's overrides, e.g. --optim.batch_size=16.
+    """
+    import json
+
+    from rich.console import Console
+
+    from fairchem_piwsl import bench
+
+    result = bench.bench(bench.read_config(config_yml, context.args), rounds=rounds, cpu=cpu)
+    Console().print(bench.render(result))
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def main() -> None:

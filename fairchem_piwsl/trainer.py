@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.finetune import start_from
 from fairchem_piwsl.labels import FillMissingLabels, LabelledLoss, labelled_structures, mean_over_ranks
 from fairchem_piwsl.losses import Configuration
+from fairchem_piwsl.models.stochastic import shared_randomness
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
 from fairchem_piwsl.replicas import SharedGraph, stack
 from fairchem_piwsl.settings import PIWSLSettings
@@ -117,31 +119,26 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
     def _forward_noisy(self, batch: Batch) -> dict[str, Tensor]:
         """Noisy Nodes (B.2): predictions at C, to be compared with the labels of A."""
         batch = batch.to(self.device)
-        with self._shared_graph.of(batch) as graph:
+        with self._shared_graph.of(batch) as graph, shared_randomness(self.model, batch):
             dr = self._draw(batch, graph, self._generator())
-            return super()._forward(stack(batch, [batch.pos + dr]))
+            return self._predict(batch, [batch.pos + dr])[0]
 
     def _forward_displaced(self, batch: Batch, needs_c: bool, needs_b: bool) -> Outputs:
-        """Outputs at A with predictions at C and B, in one model call and with A's neighbour list.
+        """Outputs at A with predictions at C and B, in one model call, with A's neighbour list and the same dropout.
 
         Only an adversarial direction, which depends on the errors at A, takes a call of its own for A.
         """
         batch, generator = batch.to(self.device), self._generator()
-        first: list[dict[str, Tensor]] = []
-        with self._shared_graph.of(batch) as graph:
+        parts: list[dict[str, Tensor]] = []
+        with self._shared_graph.of(batch) as graph, shared_randomness(self.model, batch):
             direction = None
             if self.piwsl.perturbation == "adversarial":
-                first = [super()._forward(batch)]
-                direction = self._adversarial_direction(first[0], batch, generator)
+                parts = self._predict(batch, [batch.pos])
+                direction = self._adversarial_direction(parts[0], batch, generator)
             dr = self._draw(batch, graph, generator, direction)
             dr_b = self._draw(batch, graph, generator, direction) if needs_b else None
-            positions = [] if first else [batch.pos]
-            positions += [batch.pos + d for d, need in ((dr, needs_c), (dr_b, needs_b)) if need]
-            stacked = super()._forward(stack(batch, positions))
-        parts = first + [
-            dict(zip(stacked, chunk, strict=True))
-            for chunk in zip(*(value.chunk(len(positions)) for value in stacked.values()), strict=True)
-        ]
+            positions = [batch.pos + d for d, needed in ((dr, needs_c), (dr_b, needs_b)) if needed]
+            parts = parts + self._predict(batch, positions if parts else [batch.pos, *positions])
         predictions = iter([self._physical(part) for part in parts])
         out = Outputs(parts[0])
         out.displaced = Displaced(
@@ -152,6 +149,12 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
             dr_b=dr_b,
         )
         return out
+
+    def _predict(self, batch: Batch, positions: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Upstream's outputs at each of some positions [N, 3], from one call of the model."""
+        stacked = super()._forward(stack(batch, positions))
+        chunks = {name: value.chunk(len(positions)) for name, value in stacked.items()}
+        return [{name: parts[i] for name, parts in chunks.items()} for i in range(len(positions))]
 
     def _generator(self) -> torch.Generator:
         """Source of the draws: (seed, rank, step) in training, (seed, rank, batch) in validation."""
@@ -323,6 +326,7 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
                 f"step {epochs * steps}; raise optim.max_epochs to go on, or use optim.finetune_from to start "
                 "anew from its weights."
             )
+        logging.info(f"training steps: {epochs * steps} ({epochs} epochs of {steps})")
         super().train(disable_eval_tqdm)
 
 
