@@ -108,14 +108,12 @@ class LabelledEvaluator:
         joint = name not in self.levels or function == "energy_forces_within_threshold"
         keep = torch.stack([labelled[key] for key in (labelled if joint else [name])]).all(0)
         single = Evaluator(eval_metrics={name: [function]})
-        if keep.all():
-            single.eval(prediction, target, metrics)
-        elif keep.any():
-            single.eval(
-                _select(prediction, keep, structure, self.levels),
-                _select(target, keep, structure, self.levels),
-                metrics,
-            )
+        if keep.any():
+            if not keep.all():
+                prediction = _select(prediction, keep, structure, self.levels)
+                target = _select(target, keep, structure, self.levels)
+            # upstream fills a new dict where the one it is given is empty
+            metrics.update(single.eval(prediction, target, metrics))
         else:
             full = function if name in function or name == "misc" else f"{name}_{function}"
             add(metrics, full, 0.0, 0)
