@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from fairchem.core.common import distutils
-from fairchem.core.modules.loss import DDPLoss
+from fairchem.core.modules.loss import DDPLoss, MSELoss
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
@@ -26,20 +26,30 @@ class FillMissingLabels:
         self.targets = {name: target.get("level", "system") for name, target in targets.items()}
 
     def __call__(self, structures: list[Data]) -> Batch:
-        return self.collate([self._complete(structure) for structure in structures])
-
-    def _complete(self, structure: Data) -> Data:
         for name, level in self.targets.items():
-            label = structure.get(name)
-            if label is None:
-                shape = (len(structure.pos), 3) if level == "atom" else (1,)
-                structure[name] = torch.full(shape, torch.nan, dtype=structure.pos.dtype)
-            elif torch.is_tensor(label) and torch.isinf(label).any():
-                raise UserError(
-                    f"structure {structure.get('sid', '?')} has an infinite label '{name}'; remove it or make "
-                    "the data set again with `piwsl prepare`, which checks labels."
-                )
-        return structure
+            labels = [_label(structure, name) for structure in structures]
+            # the labels of a batch must agree in shape and type
+            example = next((label for label in labels if label is not None), torch.zeros(1))
+            for structure, label in zip(structures, labels, strict=True):
+                if label is None:
+                    shape = (len(structure.pos), 3) if level == "atom" else example.shape
+                    label = torch.full(shape, torch.nan, dtype=example.dtype)
+                structure[name] = label
+        return self.collate(structures)
+
+
+def _label(structure: Data, name: str) -> Tensor | None:
+    """A structure's label with at least one dimension, None where it is missing."""
+    label = structure.get(name)
+    if label is None:
+        return None
+    label = torch.as_tensor(label)
+    if label.isinf().any():
+        raise UserError(
+            f"structure {structure.get('sid', '?')} has an infinite label '{name}'; remove it or make the data "
+            "set again with `piwsl prepare`, which checks labels."
+        )
+    return torch.atleast_1d(label)
 
 
 class LabelledLoss(nn.Module):
@@ -63,6 +73,9 @@ class LabelledLoss(nn.Module):
         """Loss of predictions against labels, both `[B, 1]` or `[N, 3]`, normalised; NaN marks no label."""
         missing = target.isnan().any(-1)
         target = torch.where(missing[:, None], pred.detach(), target)
+        if pred.dtype != target.dtype and isinstance(self.loss.loss_fn, MSELoss):
+            # torch 2.4 evaluates `mse_loss` of mixed types in the wider one, but cannot differentiate it
+            pred = pred.to(target.dtype)
         values = self.loss.loss_fn(pred, target, natoms)
         total = values.sum()
         if self.loss.reduction == "mean":
