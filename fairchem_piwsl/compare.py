@@ -106,6 +106,7 @@ def train(config: Path, arguments: Sequence[str], seed: int, run_dir: Path, labe
     command = [
         *(sys.executable, "-m", "fairchem_piwsl", "--mode", "train", "--config-yml", str(config)),
         *("--run-dir", str(run_dir), "--seed", str(seed), "--print-every", "20", "--cpu", *arguments),
+        "--dataset.test=None",  # evaluated once, afterwards, not at every improvement
     ]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (

@@ -58,7 +58,9 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
       piwsl: {c_pitc: 1.2, c_pisc: 0.01, eps_max: 0.025}
     ```
 
-    See `PIWSLSettings` for every setting. `optim.finetune_from` starts from the weights of a checkpoint.
+    See `PIWSLSettings` for every setting. Two more keys of `optim` are the plugin's: `finetune_from` starts
+    from the weights of a checkpoint, and `ema_warmup: true` lets the average grow with the number of steps
+    (decay min(ema_decay, (1 + n) / (10 + n))), which runs of a few thousand steps need.
     """
 
     def __init__(self, **config: Any) -> None:
@@ -305,6 +307,12 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
         super().load_loss()
         for _, info in self.loss_functions:
             info["fn"] = LabelledLoss(info["fn"])
+
+    def load_extras(self) -> None:
+        super().load_extras()
+        if self.ema is not None and self.config["optim"].get("ema_warmup"):
+            # counting updates makes upstream's average start short, so that it forgets the initial weights
+            self.ema.num_updates = 0
 
     def load_checkpoint(self, checkpoint_path, checkpoint=None, inference_only: bool = False) -> None:
         checkpoint = checkpoint or read_checkpoint(checkpoint_path, self.device)
