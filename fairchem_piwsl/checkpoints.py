@@ -32,6 +32,9 @@ else:
     _Trainer = object
 
 
+CONTINUE, SAVE, STOP = range(3)
+
+
 class Preempted(BaseException):
     """Training stopped between two steps because `request_stop` was called; `checkpoint.pt` holds that state.
 
@@ -118,15 +121,16 @@ class ResumableMixin(_Trainer):
     """Put before `OCPTrainer` in the bases of a trainer: `class T(ResumableMixin, OCPTrainer)`.
 
     * periodic checkpoints are written at the end of their step, atomically, with the random states;
-    * `request_stop()`, safe to call from a signal handler, ends training with `Preempted` after a checkpoint
-      at the next step boundary (all ranks stop at the same step);
+    * `request_stop()` ends training with `Preempted` after a checkpoint at the next step boundary, and
+      `request_checkpoint()` writes one there and goes on; both are safe to call from a signal handler, and
+      all ranks obey at the same step whichever of them was asked;
     * `extra_state` and `load_extra_state` carry whatever else a subclass must remember.
     """
 
     train_loader: Any
     step: int
     epoch: float
-    _stop_requested = False
+    _requested = CONTINUE
     _in_loop = False
     _due: tuple[Any, str] | None = None
     _resume: dict[str, Any] | None = None
@@ -140,7 +144,11 @@ class ResumableMixin(_Trainer):
 
     def request_stop(self) -> None:
         """Ask for a checkpoint and `Preempted` at the next step boundary."""
-        self._stop_requested = True
+        self._requested = STOP
+
+    def request_checkpoint(self) -> None:
+        """Ask for a checkpoint at the next step boundary."""
+        self._requested = max(self._requested, SAVE)
 
     def load_datasets(self) -> None:
         """As upstream, with the training loader announcing every step boundary."""
@@ -188,8 +196,12 @@ class ResumableMixin(_Trainer):
             if _rank() < len(state["random"]):
                 set_random_state(state["random"][_rank()])
                 self.load_extra_state(state["extra"][_rank()])
-        stop = _any_rank(self._stop_requested)
-        if stop:
+        own = self._requested
+        requested = _over_ranks(own)
+        stop = requested == STOP
+        if requested >= SAVE:
+            if self._requested == own:  # else a signal has just asked for more
+                self._requested = CONTINUE
             self._due = self._due or (None, "checkpoint.pt")
         if self._due is not None:
             # Upstream has already counted the step whose batch is asked for now.
@@ -257,11 +269,11 @@ def _gather(value: Any) -> list[Any]:
     return values
 
 
-def _any_rank(flag: bool) -> bool:
-    """Whether any rank was asked to stop, so that all leave at the same step."""
+def _over_ranks(requested: int) -> int:
+    """The strongest request of all ranks, so that all of them save or leave at the same step."""
     if _ranks() == 1:
-        return flag
+        return requested
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    votes = torch.tensor(int(flag), device=device)
+    votes = torch.tensor(requested, device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
+    return int(votes.item())

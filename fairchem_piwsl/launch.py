@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from typing import Any
 
 from fairchem.core import _cli
+from fairchem.core.common.utils import setup_logging
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces`
+from fairchem_piwsl.cluster import Runner, run
+from fairchem_piwsl.cluster_submit import build_configs, parser, submit
 from fairchem_piwsl.errors import UserError
 
-
-class Runner(_cli.Runner):
-    """fairchem's job under a name of the plugin's: a worker of `--submit` unpickles it and so loads the plugin."""
-
-
+# so that fairchem's own command line and Python API send jobs that bring the plugin along
 _cli.Runner = Runner
 
 
 def main() -> None:
     """Run fairchem's CLI; a `UserError` becomes one line on stderr and exit code 2."""
+    setup_logging()
+    args, overrides = parser().parse_known_args()
     try:
-        _cli.main()
+        if args.num_gpus < 1:
+            raise UserError("--num-gpus is the number of ranks on a node and must be at least 1.")
+        configs = build_configs(args, overrides)
+        if args.submit:
+            submit(args, configs)
+            return
+        for config in configs:
+            run_here(config, args.num_gpus)
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def run_here(config: dict[str, Any], ranks: int) -> None:
+    """Train in this process, or in `ranks` processes of this machine."""
+    if ranks == 1:
+        run(config)
+        return
+    # An open LMDB cannot be handed to another process, so the ranks read their data themselves.
+    config["optim"]["num_workers"] = 0
+    logging.info(f"{ranks} ranks on this machine; optim.num_workers is 0 there")
+    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", max_restarts=0)
+    elastic_launch(launch, run)(config)
