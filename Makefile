@@ -8,6 +8,7 @@ VENV_CURRENT ?= .venv-current
 TORCH_CURRENT ?= torch==2.13.0
 PYTEST_FLAGS ?=
 BENCH_CONFIG ?= configs/s2ef/example.yml
+BENCH_FLAGS ?=
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
@@ -37,12 +38,15 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/yamllint --strict .
 
-bench: $(VENV)/.installed-run
-	$(VENV)/bin/piwsl bench --config-yml $(BENCH_CONFIG)
+bench: $(VENV)/.installed-run | data/aspirin
+	$(VENV)/bin/piwsl bench --config-yml $(BENCH_CONFIG) $(BENCH_FLAGS)
 
 scatter: $(VENV)/.installed-run
 	$(VENV)/bin/python $(PIP_INSTALL) ninja setuptools wheel
 	$(VENV)/bin/python $(PIP_INSTALL) --no-build-isolation torch-scatter
+
+data/aspirin: | $(VENV)/.installed-run
+	$(VENV)/bin/piwsl prepare --out $@ $(foreach split,train val test,--$(split)-file examples/aspirin/$(split).extxyz.gz)
 
 # The stamps say what has been installed; they are older than setup.py when it has to be done again.
 $(VENV)/.installed-%: setup.py | $(VENV)/bin/python
