@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fairchem_piwsl.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +21,7 @@ def prepare_command(
         list[str] | None,
         typer.Argument(
             metavar="FILE...",
-            help="Files that ASE reads (extxyz, ASE db, traj, XSF, ...) or globs; file@::10 takes a slice.",
+            help="Files that ASE reads or globs, file@::10 takes a slice; or a data set's name and its files.",
             show_default=False,
         ),
     ] = None,
@@ -48,11 +51,42 @@ def prepare_command(
     trust_units: Annotated[
         bool, typer.Option("--trust-units", help="Keep labels that look like another unit.")
     ] = False,
+    molecule: Annotated[str | None, typer.Option(help="rmd17, md22, md17_ccsd_t: which molecule.")] = None,
+    level: Annotated[str | None, typer.Option(help="ani1x: level of theory (default: wb97x_dz).")] = None,
+    published_split: Annotated[str | None, typer.Option(help="rmd17: the authors' split, 01 to 05.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the data set in --out, if this command wrote it.")
     ] = False,
 ) -> None:
-    """Turn labelled structures into train, val and test LMDBs for fairchem, in eV and eV/Angstrom."""
+    """Turn labelled structures into train, val and test LMDBs for fairchem, in eV and eV/Angstrom.
+
+    Two forms: `piwsl prepare FILE... --out DIR` for files of your own, and
+    `piwsl prepare ani1x|rmd17|md22|md17_ccsd_t|tio2|lmnto PATH... --out DIR` for the paper's data sets with the
+    paper's splits.
+    """
+    from fairchem_piwsl.datasets.published import NAMES
+
+    own = {
+        "--train-file": train_file,
+        "--val-file": val_file,
+        "--test-file": test_file,
+        "--energy-key": energy_key,
+        "--forces-key": forces_key,
+        "--no-forces": no_forces,
+        "--allow-missing": allow_missing,
+        "--units": units != "eV",
+        "--split": split != "shuffle",
+    }
+    published = {"--molecule": molecule, "--level": level, "--published-split": published_split}
+    if files and files[0] in NAMES:
+        _refuse(own, f"{files[0]} is read as published")
+        from fairchem_piwsl.datasets.published import prepare_published
+
+        prepare_published(
+            files[0], files[1:], out, train, val, test, seed, molecule, level, published_split, overwrite
+        )
+        return
+    _refuse(published, f"the first argument names no data set ({', '.join(NAMES)})")
     from fairchem_piwsl.datasets.prepare import prepare
 
     prepare(
@@ -75,3 +109,10 @@ def prepare_command(
         trust_units=trust_units,
         overwrite=overwrite,
     )
+
+
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    """Complain about an option that was given but has no meaning here."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UserError(f"{given[0]} cannot be used here, since {reason}; leave it out.")

@@ -2,7 +2,8 @@
 
 Three independent signs, each of which can stay silent:
 
-* all-electron total energies lie within a few percent of the sum of free-atom energies, in one unit only;
+* all-electron total energies lie within a few percent of the sum of free-atom energies, in one unit only, and
+  no energy lies far below that sum;
 * between two similar structures the energy changes by the work of the forces;
 * energies of structures of several sizes grow with the number of atoms.
 
@@ -95,6 +96,8 @@ def _all_electron(train: Records, units: str) -> str:
                 return f"the energies are all-electron energies {kind}, judged by the free atoms' energies"
             if inside.mean() > 0.9:
                 return ""
+    if np.median(train.energy[usable] / (free[usable] * ENERGY_UNITS["Hartree"])) > 1.1:
+        return "the energies are lower than those of all electrons together, so the unit is smaller"
     return ""
 
 

@@ -1,0 +1,94 @@
+"""ANI-1x, `ani1x-release.h5`: one HDF5 group for each formula, several levels of theory, NaN where one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+from ase import units
+
+from fairchem_piwsl.datasets.ase_files import broken
+from fairchem_piwsl.datasets.structure import Structure, no_forces
+from fairchem_piwsl.errors import UserError
+
+
+class Ani1xSource:
+    """The structures that have the labels of one level, e.g. `wb97x_dz` or `ccsd(t)_cbs` (energies alone)."""
+
+    def __init__(self, path: Path, level: str = "wb97x_dz"):
+        self.path = path
+        self.name = path.name
+        self.paths = [path]
+        self.level = level
+
+    @cached_property
+    def _groups(self) -> dict[str, np.ndarray]:
+        """Group name -> indices of the structures with labels."""
+        found: dict[str, np.ndarray] = {}
+        with broken(self.path), h5py.File(self.path, "r") as file:
+            levels = sorted(
+                {key.rsplit(".", 1)[0] for group in file.values() for key in group if ".energy" in key}
+            )
+            if self.level not in levels:
+                raise UserError(f"{self.path} has no level {self.level}; give --level {' or '.join(levels)}.")
+            for name in sorted(file):
+                group = file[name]
+                if f"{self.level}.energy" not in group:
+                    continue
+                labelled = np.isfinite(group[f"{self.level}.energy"][()].reshape(-1))
+                if self.has_forces_in(group):
+                    labelled &= np.isfinite(group[f"{self.level}.forces"][()]).all(axis=(1, 2))
+                found[name] = np.flatnonzero(labelled)
+        return found
+
+    def has_forces_in(self, group: h5py.Group) -> bool:
+        """Whether this level has forces in a group."""
+        return f"{self.level}.forces" in group
+
+    @cached_property
+    def has_forces(self) -> bool:
+        """Whether this level has forces wherever it has energies."""
+        with broken(self.path), h5py.File(self.path, "r") as file:
+            with_energy = [group for group in file.values() if f"{self.level}.energy" in group]
+            return all(self.has_forces_in(group) for group in with_energy)
+
+    @cached_property
+    def unlabelled(self) -> int:
+        """Structures of the file without labels of this level."""
+        with broken(self.path), h5py.File(self.path, "r") as file:
+            return sum(len(group["coordinates"]) for group in file.values()) - self.count()
+
+    def count(self) -> int:
+        return sum(len(indices) for indices in self._groups.values())
+
+    def read(self, indices: Sequence[int]) -> Iterator[Structure]:
+        wanted = np.asarray(indices)
+        start = 0
+        with h5py.File(self.path, "r") as file:
+            for name, labelled in self._groups.items():
+                here = wanted[(wanted >= start) & (wanted < start + len(labelled))] - start
+                start += len(labelled)
+                if len(here):
+                    yield from self._read_group(file[name], name, labelled[here])
+
+    def _read_group(self, group: h5py.Group, name: str, rows: np.ndarray) -> Iterator[Structure]:
+        with broken(self.path):
+            numbers = group["atomic_numbers"][()].astype(int)
+            positions = group["coordinates"][rows].astype(float)
+            energies = group[f"{self.level}.energy"][rows].reshape(-1).astype(float) * units.Hartree
+            forces = None
+            if self.has_forces_in(group):
+                forces = group[f"{self.level}.forces"][rows].astype(float) * units.Hartree
+        for k, row in enumerate(rows):
+            yield Structure(
+                numbers=numbers,
+                positions=positions[k],
+                cell=np.zeros((3, 3)),
+                pbc=np.zeros(3, dtype=bool),
+                energy=float(energies[k]),
+                forces=no_forces(len(numbers)) if forces is None else forces[k],
+                source=f"{name}:{row}",
+            )
