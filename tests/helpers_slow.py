@@ -1,4 +1,4 @@
-"""A trainer for tests that interrupt it: it takes its time and notes every step in a file."""
+"""A trainer for tests that interrupt it: it notes every step and waits at some for the interruption."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.checkpoints import STOP
 from fairchem_piwsl.trainer import PIWSLForcesTrainer
 
 
 class SlowTrainer(PIWSLForcesTrainer):
-    """Sleeps PIWSL_TEST_SLEEP seconds in each training step."""
+    """Waits once in each of the steps PIWSL_TEST_HOLD, such as "5,11", until a signal asks it to stop."""
 
     def _forward(self, batch: Any) -> Any:
         if self.model.training:
-            log = Path(self.config["cmd"]["results_dir"]) / "steps.txt"
-            with log.open("a", encoding="utf-8") as file:
+            folder = Path(self.config["cmd"]["results_dir"])
+            with (folder / "steps.txt").open("a", encoding="utf-8") as file:
                 file.write(f"{self.step} {os.getpid()}\n")
-            time.sleep(float(os.environ.get("PIWSL_TEST_SLEEP", "0")))
+            held = folder / f"held-{self.step}"
+            if str(self.step) in os.environ.get("PIWSL_TEST_HOLD", "").split(",") and not held.exists():
+                held.touch()
+                while self._requested != STOP:
+                    time.sleep(0.05)
         return super()._forward(batch)

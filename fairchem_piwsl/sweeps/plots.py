@@ -20,9 +20,11 @@ from fairchem_piwsl.sweeps.study import SLOT, slots
 DONE, BEST, LOST = "#4477aa", "#cc3311", "#999999"
 
 
-def value_names(study: optuna.Study, metrics: Sequence[str]) -> list[str]:
+def value_names(study: optuna.Study, metrics: Sequence[str], weights: Sequence[float]) -> list[str]:
     """A name for each value of a trial."""
-    return list(metrics) if len(study.directions) > 1 else [" + ".join(metrics)]
+    if len(study.directions) > 1 or len(metrics) == 1:
+        return list(metrics)
+    return [" + ".join(f"{weight:g} {name}" for weight, name in zip(weights, metrics, strict=True))]
 
 
 def history(study: optuna.Study, names: Sequence[str]) -> Figure:
@@ -117,10 +119,11 @@ def _slice(axis: Any, trials: list[FrozenTrial], best: FrozenTrial, key: str, ro
     choices = getattr(distribution, "choices", ())
 
     def place(trial: FrozenTrial) -> Any:
-        return str(trial.params[key]) if choices else trial.params[key]
+        return choices.index(trial.params[key]) if choices else trial.params[key]
 
-    if choices:  # fixes their order
-        axis.plot([str(choice) for choice in choices], [np.nan] * len(choices))
+    if choices:
+        axis.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+        axis.set_xlim(-0.5, len(choices) - 0.5)
     axis.plot([place(t) for t in trials], [t.values[row] for t in trials], "o", ms=5, color=DONE, alpha=0.7)
     if key in best.params:
         axis.plot([place(best)], [best.values[row]], "*", ms=13, color=BEST)

@@ -24,7 +24,7 @@ def write_report(folder: Path) -> Path:
     from matplotlib import pyplot as plt
 
     sweep, study = open_sweep(folder)
-    names = plots.value_names(study, sweep.objective.metrics)
+    names = plots.value_names(study, sweep.objective.metrics, sweep.objective.weights)
     figures = {
         "history": plots.history(study, names),
         "importance": plots.importance(study, names),

@@ -227,23 +227,22 @@ class _Loop:
         started = time.time()
         outcome = "failed"
         try:
-            values = suggest(trial, self.sweep.space)
+            chosen = suggest(trial, self.sweep.space)
             self.reporter = Reporter(
                 trial,
                 self.sweep.objective,
                 self.folder / RUNS / "validations" / f"{run}.jsonl",
                 self._stopping,
             )
-            self._function()(self._config(values, run), self.reporter)
+            self._function()(self._config(chosen, run), self.reporter)
             if not self.reporter.history:
                 raise RuntimeError("no validation ran: optim.eval_every is larger than the number of steps")
             self._note(trial, started)
-            study.tell(trial, self.sweep.objective.final(list(self.reporter.history.values())))
-            outcome = "complete"
+            values = self.sweep.objective.final(list(self.reporter.history.values()))
+            outcome = self._tell(study, trial, TrialState.COMPLETE, values)
         except optuna.TrialPruned:
             self._note(trial, started)
-            study.tell(trial, state=TrialState.PRUNED)
-            outcome = "pruned"
+            outcome = self._tell(study, trial, TrialState.PRUNED)
         except Preempted:
             self._note(trial, started)
             hand_back(study, self.storage, self.folder, trial.number, self.stop_reason or "preempted")
@@ -252,8 +251,7 @@ class _Loop:
             hand_back(study, self.storage, self.folder, trial.number, "stopped by the user")
             raise
         except UpdateFinishedTrialError:
-            logging.warning(f"trial {trial.number} was given to another worker while this one was silent")
-            outcome = "lost"
+            outcome = self._lost(trial)
         except (Exception, SystemExit) as error:
             logging.exception(f"trial {trial.number} failed")
             self._keep_traceback(run)
@@ -263,6 +261,16 @@ class _Loop:
             self.reporter = None
             self.pulse.update(trial=None, slot=None)
         self.ended[outcome] = self.ended.get(outcome, 0) + 1
+
+    def _tell(
+        self, study: optuna.Study, trial: optuna.Trial, state: TrialState, values: list[float] | None = None
+    ) -> str:
+        told = study.tell(trial, values, state, skip_if_finished=True)
+        return state.name.lower() if told.state == state else self._lost(trial)
+
+    def _lost(self, trial: optuna.Trial) -> str:
+        logging.warning(f"trial {trial.number} was given to another worker while this one was silent")
+        return "lost"
 
     def _stopping(self) -> bool:
         return bool(self.stop_reason)
