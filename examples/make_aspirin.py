@@ -64,6 +64,7 @@ def run_trajectory(name, out, position):
         frame = atoms.copy()
         frame.set_velocities(np.zeros_like(frame.positions))
         frame.arrays.pop("momenta", None)
+        frame.info.clear()
         frame.positions -= frame.get_center_of_mass()
         frame.calc = SinglePointCalculator(
             frame, energy=atoms.get_potential_energy(), forces=atoms.get_forces()
