@@ -88,15 +88,14 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
         "model": config["model"]["name"],
         "structures": variants["baseline"].batch.num_graphs,
         "atoms": variants["baseline"].batch.num_nodes,
-        "configurations": variants["enlarged batch"].batch.num_graphs // variants["baseline"].batch.num_graphs,
+        "configurations": variants["enlarged batch"].batch.num_graphs
+        // variants["baseline"].batch.num_graphs,
         "rounds": rounds,
         "variants": {
             name: {
                 "seconds": _spread(m.seconds),
                 "peak_bytes": m.peak_bytes,
-                "over_baseline": _spread(
-                    [a / b for a, b in zip(m.seconds, baseline.seconds, strict=True)]
-                ),
+                "over_baseline": _spread([a / b for a, b in zip(m.seconds, baseline.seconds, strict=True)]),
             }
             for name, m in measured.items()
         },
@@ -126,9 +125,7 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     batch = next(iter(piwsl.train_loader)).to(piwsl.device)
     # the other trainers need no data set, and LMDB opens a file only once in a process
     without_data = copy.deepcopy(dict(config))
-    without_data["dataset"] = {
-        "train": {k: v for k, v in config["dataset"]["train"].items() if k != "src"}
-    }
+    without_data["dataset"] = {"train": {k: v for k, v in config["dataset"]["train"].items() if k != "src"}}
     plain = copy.deepcopy(without_data)
     plain["optim"].pop("piwsl")
     separate = copy.deepcopy(without_data)
@@ -138,8 +135,12 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     return {
         "baseline": Variant("baseline", _trainer(PIWSLForcesTrainer, plain, folder, cpu), batch),
         "piwsl": Variant("piwsl", piwsl, batch),
-        "separate calls": Variant("separate calls", _trainer(SeparateCallsTrainer, separate, folder, cpu), batch),
-        "enlarged batch": Variant("enlarged batch", _trainer(PIWSLForcesTrainer, plain, folder, cpu), enlarged),
+        "separate calls": Variant(
+            "separate calls", _trainer(SeparateCallsTrainer, separate, folder, cpu), batch
+        ),
+        "enlarged batch": Variant(
+            "enlarged batch", _trainer(PIWSLForcesTrainer, plain, folder, cpu), enlarged
+        ),
     }
 
 
@@ -190,7 +191,9 @@ def _peak_bytes(step: Callable[[], None], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0

@@ -14,7 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import numpy as np
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fairchem_piwsl.errors import UserError
 
@@ -77,7 +85,10 @@ def _run(config: Path, method: str, arguments: Sequence[str], seed: int, test: P
     prediction = load_potential(checkpoint, cpu=True).predict([s.atoms for s in structures])
     errors = in_units(
         error_table(
-            [s.energy for s in structures], [s.forces for s in structures], prediction.energy, prediction.forces
+            np.array([s.energy for s in structures]),
+            [s.forces for s in structures],
+            prediction.energy,
+            prediction.forces,
         ),
         "kcal/mol",
     )
@@ -137,9 +148,9 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
 
 def best_checkpoint(run_dir: Path) -> Path:
     """The newest best checkpoint below a run's folder."""
-    found = sorted((run_dir / "checkpoints").glob("*/best_checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    found = sorted(
+        (run_dir / "checkpoints").glob("*/best_checkpoint.pt"), key=lambda path: path.stat().st_mtime
+    )
     if not found:
         raise UserError(f"{run_dir} has no checkpoints/*/best_checkpoint.pt; did its training finish?")
     return found[-1]
-
-

@@ -59,7 +59,9 @@ def _mean_and_spread(values: Sequence[float], digits: str) -> str:
 def rich_table(results: Sequence[Result], title: str) -> Table:
     """The comparison for the terminal."""
     seeds = len(next(iter(by_method(results).values())))
-    table = Table(title=title, caption=f"test set, {seeds} seed{'s' * (seeds > 1)}; mean ± standard deviation")
+    table = Table(
+        title=title, caption=f"test set, {seeds} seed{'s' * (seeds > 1)}; mean ± standard deviation"
+    )
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows(results):
@@ -106,11 +108,20 @@ def plot(results: Sequence[Result], test: Path, path: Path, title: str) -> Path:
             for axes, metric in ((curve_e, "energy_rmse"), (curve_f, "forces_rmse")):
                 for run in runs:
                     steps, values = learning_curve(run, metric)
-                    axes.plot(steps, KCAL * np.array(values), **{**look, "label": method if run is runs[0] else None})
-        for axes, label, unit in ((parity_e, "energy", "kcal/mol"), (parity_f, "force component", "kcal/mol/Å")):
+                    axes.plot(
+                        steps,
+                        KCAL * np.array(values),
+                        **{**look, "label": method if run is runs[0] else None},
+                    )
+        for axes, label, unit in (
+            (parity_e, "energy", "kcal/mol"),
+            (parity_f, "force component", "kcal/mol/Å"),
+        ):
             low, high = axes.get_xlim()
             axes.plot([low, high], [low, high], color=plots.REFERENCE, linewidth=0.8, zorder=0)
-            axes.set(xlabel=f"reference {label}, {unit}", ylabel=f"predicted {label}, {unit}", title="test set")
+            axes.set(
+                xlabel=f"reference {label}, {unit}", ylabel=f"predicted {label}, {unit}", title="test set"
+            )
         for axes, label in ((curve_e, "energy RMSE, kcal/mol"), (curve_f, "forces RMSE, kcal/mol/Å")):
             axes.set(xlabel="training step", ylabel=label, yscale="log", title="validation set")
         for axes in (parity_e, parity_f, curve_e, curve_f):

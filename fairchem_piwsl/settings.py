@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -172,7 +173,7 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
         good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         wanted = "a whole number"
     else:
-        good = isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < float("inf")
+        good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
         wanted = "a finite number"
     if not good:
         hint = " (write 1.0e-2, YAML reads 1e-2 as text)" if isinstance(value, str) and kind is float else ""

@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from fairchem.core.common import distutils, gp_utils
@@ -29,6 +29,7 @@ from fairchem_piwsl.replicas import SharedGraph, stack
 from fairchem_piwsl.settings import PIWSLSettings
 
 VALIDATION_STREAM = 1
+T = TypeVar("T")
 
 
 class Outputs(dict):
@@ -39,13 +40,28 @@ class Outputs(dict):
 
 @dataclass(frozen=True)
 class Displaced:
-    """Predictions at A, C and B in kcal/mol, and the displacements between them in Angstrom."""
+    """Predictions in kcal/mol, and displacements in Angstrom; C or B is missing where no term needs it."""
 
     a: Configuration
-    c: Configuration | None
-    b: Configuration | None
     dr: Tensor
-    dr_b: Tensor | None
+    maybe_c: Configuration | None = None
+    maybe_b: Configuration | None = None
+    maybe_dr_b: Tensor | None = None
+
+    @property
+    def c(self) -> Configuration:
+        """Prediction at C = A + dr."""
+        return _evaluated(self.maybe_c)
+
+    @property
+    def b(self) -> Configuration:
+        """Prediction at B = A + dr'."""
+        return _evaluated(self.maybe_b)
+
+    @property
+    def dr_b(self) -> Tensor:
+        """Displacement from A to B, dr'."""
+        return _evaluated(self.maybe_dr_b)
 
 
 @registry.register_trainer("piwsl_forces")
@@ -109,7 +125,9 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
             value = losses.pitc(at.a, at.c, at.dr, index, s.k_2nd, s.point_loss)
             yield "pitc", s.c_pitc, mean_over_ranks(value)
         if s.c_pisc:
-            value = losses.pisc(at.a, at.b, at.c, at.dr, at.dr_b, index, s.pisc_case, s.k_2nd, s.point_loss)
+            value = losses.pisc(
+                at.a, at.b, at.maybe_c, at.dr, at.dr_b, index, s.pisc_case, s.k_2nd, s.point_loss
+            )
             yield "pisc", s.c_pisc, mean_over_ranks(value)
         if s.c_wl:
             reference, labelled = self._reference(at.a, batch)
@@ -145,10 +163,10 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
         out = Outputs(parts[0])
         out.displaced = Displaced(
             a=next(predictions),
-            c=next(predictions) if needs_c else None,
-            b=next(predictions) if needs_b else None,
             dr=dr,
-            dr_b=dr_b,
+            maybe_c=next(predictions) if needs_c else None,
+            maybe_b=next(predictions) if needs_b else None,
+            maybe_dr_b=dr_b,
         )
         return out
 
@@ -283,8 +301,7 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
             )
         if "mae" not in primary_metric and metrics.lower_is_better(primary_metric):
             # upstream minimises names with "mae" in them only, and starts all others at -1
-            if self.best_val_metric < 0:
-                self.best_val_metric = math.inf
+            self.best_val_metric: float = math.inf if self.best_val_metric < 0 else self.best_val_metric
             val_metrics = {**val_metrics, "mae": val_metrics[primary_metric]}
             primary_metric = "mae"
         super().update_best(primary_metric, val_metrics, disable_eval_tqdm)
@@ -336,6 +353,12 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
             )
         logging.info(f"training steps: {epochs * steps} ({epochs} epochs of {steps})")
         super().train(disable_eval_tqdm)
+
+
+def _evaluated(value: T | None) -> T:
+    if value is None:
+        raise RuntimeError("this configuration was not evaluated.")
+    return value
 
 
 def _at_least_float(values: Tensor) -> Tensor:

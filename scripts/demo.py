@@ -37,6 +37,7 @@ def main() -> None:
         val_files=files["val"],
         test_files=files["test"],
         reuse=True,
+        quiet=True,
     )
     test = Path("data/aspirin/test/data.lmdb")
     results = compare(CONFIG, METHODS, args.seeds, test, args.out)
@@ -47,7 +48,9 @@ def main() -> None:
     picture = plot(results, test, args.out / "demo.png", title)
     console = Console()
     console.print(rich_table(results, title))
-    console.print(f"picture: {picture}\ntable:   {args.out / 'table.md'}\nnumbers: {args.out / 'summary.json'}")
+    console.print(
+        f"picture: {picture}\ntable:   {args.out / 'table.md'}\nnumbers: {args.out / 'summary.json'}"
+    )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,16 @@ def test_ratios_are_of_steps_in_the_same_round(tiny_data, tmp_path):
 def test_command_writes_json(tiny_data, tmp_path):
     path = tmp_path / "bench.yml"
     path.write_text(yaml.safe_dump(_config(tiny_data, tmp_path, BOTH)))
-    arguments = ["bench", "--config-yml", str(path), "--cpu", "--rounds", "2", "--json", str(tmp_path / "b.json")]
+    arguments = [
+        "bench",
+        "--config-yml",
+        str(path),
+        "--cpu",
+        "--rounds",
+        "2",
+        "--json",
+        str(tmp_path / "b.json"),
+    ]
     result = CliRunner().invoke(app, [*arguments, "--optim.batch_size=2"])
     assert result.exit_code == 0, result.output
     assert "enlarged batch" in result.output

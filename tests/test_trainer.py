@@ -89,7 +89,7 @@ def test_total_loss_against_an_independent_computation(tiny_data, tmp_path, mode
     batch = first_batch(trainer)
     before = batch.clone()
     out, loss = forward_and_loss(trainer, batch)
-    dr, dr_b = out.displaced.dr, out.displaced.dr_b
+    dr, dr_b = out.displaced.dr, out.displaced.maybe_dr_b
     expected = independent_eq5(trainer, before, PIWSLSettings(**piwsl), dr, dr_b)
     assert loss.item() == pytest.approx(sum(expected.values()), rel=2e-4)
     for name, value in expected.items():
@@ -198,7 +198,7 @@ def test_case_2_moves_to_b_without_c(tiny_data, tmp_path):
     batch, seen = first_batch(trainer), []
     trainer.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].pos.clone()))
     out, _ = forward_and_loss(trainer, batch)
-    assert out.displaced.c is None
+    assert out.displaced.maybe_c is None
     a, b = seen[0].chunk(2)
     assert torch.equal(a, batch.pos)
     assert torch.equal(b, batch.pos + out.displaced.dr_b)
