@@ -95,9 +95,13 @@ def train(
     epochs: int = 2,
     seed: int = 0,
     identifier: str = "",
+    piwsl: dict | None = None,
     **options,
 ) -> Path:
-    """Train a tiny stock model for a few steps and return the folder with its checkpoints."""
+    """Train a tiny stock model for a few steps and return the folder with its checkpoints.
+
+    `piwsl` is only recorded in the config: the stock trainer does not know these losses.
+    """
     from fairchem.core.common.utils import setup_imports
     from fairchem.core.trainers import OCPTrainer
 
@@ -142,6 +146,7 @@ def train(
             "scheduler": "Null",
             "clip_grad_norm": 10.0,
             "ema_decay": 0.9,
+            **({"piwsl": piwsl} if piwsl else {}),
         },
         identifier=identifier,
         timestamp_id=identifier or model,

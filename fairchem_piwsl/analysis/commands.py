@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to `piwsl`."""
-    for command in (evaluate, consistency, profile, md):
+    for command in (evaluate, consistency, profile, md, report):
         app.command()(command)
 
 
@@ -188,6 +188,37 @@ def md(
             **load,
         )
     _show(result, [md_table(result)], out, as_json)
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of training runs (--run-dir), or above.")],
+    data: Annotated[Path | None, typer.Option(help="Test set to evaluate every run on.")] = None,
+    units: Units = "kcal/mol",
+    paper_dataset: Annotated[str | None, typer.Option(help="The paper's name of the data set.")] = None,
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Training report",
+    out: Annotated[Path, typer.Option(help="Folder for HTML, markdown and plots.")] = Path("results/report"),
+    cpu: Cpu = False,
+    gradient_forces: Gradient = False,
+    as_json: AsJson = False,
+) -> None:
+    """Baseline against PIWSL and rivals over seeds: one HTML page and a markdown table."""
+    from fairchem_piwsl.analysis.errors import UNITS
+    from fairchem_piwsl.analysis.report import QUANTITIES, make_report
+    from fairchem_piwsl.analysis.tables import report_tables
+
+    result = make_report(
+        folders,
+        data=data,
+        units=units,
+        paper_dataset=paper_dataset,
+        title=title,
+        out=out,
+        tell=lambda text: typer.echo(text, err=True),
+        cpu=cpu,
+        gradient_forces=gradient_forces,
+    )
+    names = {key: (name, unit.format(e=UNITS[units][1])) for key, (name, unit) in QUANTITIES.items()}
+    _show(result, report_tables(result, names), out / "report.html", as_json)
 
 
 def _show(result: dict[str, Any], tables: Iterable[Any], out: Path, as_json: bool) -> None:

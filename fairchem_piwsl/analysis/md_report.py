@@ -67,6 +67,7 @@ def run_md(
     result = {
         "command": "md",
         "model": name,
+        "checkpoint": str(checkpoint) if checkpoint is not None else None,
         "source": source,
         "structure": str(structure),
         "formula": atoms.get_chemical_formula(mode="hill"),
@@ -112,11 +113,11 @@ def _engine(
     if calculator is not None:
         reference_calculator(calculator)
         return NAMES[calculator], calculator, lambda: reference_calculator(calculator)
-    from fairchem_piwsl.analysis.potential import load_potential
+    from fairchem_piwsl.analysis.potential import file_digest, load_potential
 
     assert checkpoint is not None
     potential = load_potential(checkpoint, **load_options)
-    digest = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()[:16]
+    digest = file_digest(checkpoint)
     options = ",".join(
         f"{key}={load_options[key]}" for key in ("dtype", "gradient_forces") if key in load_options
     )

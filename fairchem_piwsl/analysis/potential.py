@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import pickle
 import warnings
@@ -160,7 +161,7 @@ def load_potential(
     import torch
 
     path = Path(checkpoint)
-    state = _read_checkpoint(path)
+    state = read_checkpoint(path)
     config = copy.deepcopy(state["config"])
     if "energy" not in config["outputs"]:
         raise UserError(f"{path}: this model has no energy output (it has {', '.join(config['outputs'])}).")
@@ -216,7 +217,13 @@ def _label_parts(path: str | Path) -> tuple[str, ...]:
     return parts[:-1] if parts[-1] in ("checkpoint", "best_checkpoint") else parts
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
+def file_digest(path: str | Path) -> str:
+    """A short name for the contents of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint of fairchem 1.10: config, state_dict, normalizers and more."""
     import torch
 
     if not path.is_file():

@@ -131,3 +131,25 @@ def md_table(result: dict[str, Any]) -> Table:
         cells = [number(run[key]) for key in measured]
         table.add_row(str(run["seed"]), number(run["time"]), run["reason"] or "no", *cells)
     return table
+
+
+def report_tables(result: dict[str, Any], names: dict[str, tuple[str, str]]) -> list[Table]:
+    """The main quantities of each section of `piwsl report`."""
+    tables = []
+    for section in result["sections"]:
+        table = Table(title=section["title"])
+        for heading in ("quantity", "method", "runs", "mean", "spread", "change", "p"):
+            table.add_column(heading, justify="left" if heading in ("quantity", "method") else "right")
+        for entry in section["entries"]:
+            name, unit = names[entry["quantity"]]
+            table.add_row(
+                f"{name} {unit and f'({unit})'}",
+                entry["method"],
+                str(len(entry["values"])),
+                number(entry["mean"]),
+                number(entry["std"], 2),
+                "-" if entry["change"] is None else f"{entry['change']:+.1%}",
+                number(entry["p"], 2),
+            )
+        tables.append(table)
+    return tables

@@ -1,0 +1,235 @@
+"""Reports: finding runs, curves over steps and time, statistics, the paper's values, the page itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from helpers_analysis import rattled, train, write_lmdb
+from scipy import stats
+from torch.utils.tensorboard import SummaryWriter
+from typer.testing import CliRunner
+
+from fairchem_piwsl.analysis.errors import KCAL_PER_MOL
+from fairchem_piwsl.analysis.files import write_json
+from fairchem_piwsl.analysis.paper import printed_for, printed_values
+from fairchem_piwsl.analysis.report import make_report
+from fairchem_piwsl.analysis.report_page import mean_and_spread
+from fairchem_piwsl.analysis.runs import Curve, add_measurements, find_runs, read_curves
+from fairchem_piwsl.analysis.statistics import best_until, compare_methods, equal_time, families
+from fairchem_piwsl.cli import app
+from fairchem_piwsl.errors import UserError
+
+PIWSL = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.015}
+
+
+def fake_run(folder, name, seed, source, piwsl=None, errors=(0.5, 0.3, 0.2), seconds=10.0, epochs=10):
+    """A run's files without its training: a checkpoint's config and a TensorBoard curve."""
+    checkpoints = folder / name / "checkpoints" / name
+    checkpoints.mkdir(parents=True)
+    config = {
+        "model": {"name": "painn", "direct_forces": True},
+        "dataset": {"src": str(source)},
+        "optim": {"max_epochs": epochs, **({"piwsl": piwsl} if piwsl else {})},
+        "loss_functions": [{"energy": {"fn": "mae"}}, {"forces": {"fn": "l2mae"}}],
+        "outputs": {"energy": {}, "forces": {}},
+        "cmd": {"seed": seed, "identifier": name},
+    }
+    torch.save({"config": config, "state_dict": {}, "normalizers": {}}, checkpoints / "best_checkpoint.pt")
+    start = 1_700_000_000.0
+    with SummaryWriter(str(folder / name / "logs" / "tensorboard" / name)) as writer:
+        for number, error in enumerate(errors):
+            at = start + seconds * number
+            writer.add_scalar("val/forces_mae", error, 10 * number, walltime=at)
+            writer.add_scalar("val/energy_mae", 2 * error, 10 * number, walltime=at)
+    return checkpoints / "best_checkpoint.pt"
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_lmdb(tmp_path / "data" / "rmd17_aspirin_100" / "train.lmdb", rattled(["H2O"], 100))
+
+
+@pytest.fixture
+def folder(tmp_path, source):
+    """Three seeds of a baseline and of PIWSL, the latter slower and better."""
+    for seed in range(3):
+        shift = 0.02 * seed
+        fake_run(tmp_path / "runs", f"base{seed}", seed, source, errors=(0.5, 0.3 + shift, 0.2 + shift))
+        errors = (0.5, 0.2 + shift, 0.1 + shift * 0.9)
+        fake_run(tmp_path / "runs", f"piwsl{seed}", seed, source, PIWSL, errors, seconds=20.0)
+    return tmp_path / "runs"
+
+
+def test_runs_are_found_and_named_by_their_settings(folder):
+    runs = find_runs([folder])
+    assert len(runs) == 6
+    assert {run.method for run in runs} == {"baseline", "PITC 1.2, PISC 0.01, eps 0.015"}
+    assert {run.dataset for run in runs} == {"rmd17_aspirin_100"}
+    assert {run.n_train for run in runs} == {100}
+    assert sorted(run.seed for run in runs) == [0, 0, 1, 1, 2, 2]
+    (methods,) = families(runs).values()
+    assert next(iter(methods)) == "baseline"
+
+
+def test_runs_of_one_method_with_other_settings_are_kept_apart(folder, source):
+    fake_run(folder, "longer", 7, source, epochs=22)
+    methods = {run.method for run in find_runs([folder]) if "PITC" not in run.method}
+    assert methods == {"baseline (max_epochs 10)", "baseline (max_epochs 22)"}
+
+
+def test_curves_of_a_continued_run_leave_the_pause_out(tmp_path):
+    for number, start in enumerate((1_700_000_000.0, 1_700_090_000.0)):
+        with SummaryWriter(str(tmp_path), filename_suffix=f".{number}") as writer:
+            for k in range(4):
+                step = 10 * (3 * number + k)
+                writer.add_scalar("val/forces_mae", step, step, walltime=start + 5.0 * k)
+        time.sleep(1.1)  # TensorBoard orders its files by the second they were made in
+    curve = read_curves(tmp_path)["val/forces_mae"]
+    assert curve.step.tolist() == [0, 10, 20, 30, 40, 50, 60]
+    assert curve.seconds.tolist() == [0, 5, 10, 15, 20, 25, 30]
+    assert curve.value == pytest.approx(curve.step)
+
+
+def test_statistics_equal_those_by_hand(folder):
+    runs = find_runs([folder])
+    for run in runs:
+        run.values["forces_rmse"] = run.curves["val/forces_mae"].value[-1]
+    (methods,) = families(runs).values()
+    baseline, piwsl = compare_methods(methods, ["forces_rmse"])
+    before, after = np.array([0.2, 0.22, 0.24]), np.array([0.1, 0.118, 0.136])
+    assert baseline.mean == pytest.approx(before.mean())
+    assert baseline.change is None
+    assert piwsl.std == pytest.approx(after.std(ddof=1))
+    assert piwsl.change == pytest.approx(after.mean() / before.mean() - 1)
+    assert piwsl.p == pytest.approx(stats.ttest_rel(after, before).pvalue, rel=1e-4)
+    assert piwsl.pairs == 3
+
+
+def test_equal_time_compares_what_all_have_reached(folder):
+    runs = find_runs([folder])
+    assert equal_time(runs) == 20.0  # baselines end there, PIWSL is at its second point
+    result = make_report([folder], units="eV", out=folder.parent / "report")
+    (section,) = result["sections"]
+    means = {(e["quantity"], e["method"]): e["mean"] for e in section["entries"]}
+    quantity = "val_forces_mae_equal_time"
+    assert means[quantity, "baseline"] == pytest.approx(0.22)
+    assert means[quantity, "PITC 1.2, PISC 0.01, eps 0.015"] == pytest.approx(0.22)
+    assert means["wall_time", "baseline"] == pytest.approx(1 / 3)
+    curve = Curve(np.array([1, 2, 3]), np.array([0.0, 10.0, 20.0]), np.array([3.0, 1.0, 2.0]))
+    assert best_until(curve, 25) == 1.0
+    assert best_until(curve, 5) == 3.0
+    assert np.isnan(best_until(curve, -1))
+
+
+def test_papers_values_match_data_set_size_model_and_method(folder):
+    baseline, piwsl = sorted(
+        (run for run in find_runs([folder]) if run.seed == 0), key=lambda run: run.method, reverse=True
+    )
+    rows = [v for v in printed_values() if (v.dataset, v.n_train, v.model) == ("rmd17_aspirin", 100, "painn")]
+    for run, variant in ((baseline, "baseline"), (piwsl, "piwsl")):
+        expected = next(v for v in rows if v.variant == variant and v.quantity == "forces_rmse")
+        assert printed_for(run, "forces_rmse") == expected
+    assert printed_for(baseline, "time_to_failure") is None
+    assert printed_for(baseline, "forces_rmse", "tio2").dataset == "tio2"
+    baseline.n_train = 123
+    assert printed_for(baseline, "forces_rmse") is None
+
+
+def test_measurements_are_found_and_converted(folder, tmp_path):
+    run = next(run for run in find_runs([folder]) if run.seed == 1 and run.method == "baseline")
+    checkpoint = str(run.checkpoint)
+    estimate = {"value": 2.0, "low": 1.0, "high": 3.0}
+    write_json(
+        folder / "evaluate.json",
+        {
+            "command": "evaluate",
+            "units": {"forces_rmse": "eV/Angstrom", "energy_per_atom_rmse": "meV/atom", "forces_cosine": ""},
+            "models": [
+                {
+                    "checkpoint": checkpoint,
+                    "metrics": dict.fromkeys(
+                        ("forces_rmse", "energy_per_atom_rmse", "forces_cosine"), estimate
+                    ),
+                }
+            ],
+        },
+    )
+    write_json(
+        folder / "md.json",
+        {
+            "command": "md",
+            "checkpoint": checkpoint,
+            "summary": {"time_to_failure_mean": 12.5, "failed": 2, "runs": 5},
+            "distances": {"mae": None},
+        },
+    )
+    write_json(folder / "other.json", [1, 2, 3])
+    add_measurements([run], [folder], "kcal/mol")
+    assert run.values["forces_rmse"] == pytest.approx(2 / KCAL_PER_MOL)
+    assert run.values["energy_per_atom_rmse"] == pytest.approx(0.002 / KCAL_PER_MOL)
+    assert run.values["forces_cosine"] == 2.0
+    assert run.values["time_to_failure"] == 12.5
+    assert run.values["failed_runs"] == 0.4
+    assert "distances_mae" not in run.values
+
+
+def test_page_is_self_contained_and_markdown_has_every_row(folder, tmp_path):
+    make_report([folder], out=tmp_path / "out", title="A <title>")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r"""(src|href)=['"]?(http|/|\.)""", page)
+    assert "A &lt;title&gt;" in page
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| ") and "quantity" not in line]
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(rows) == len(stored["sections"][0]["entries"])
+    assert all(line.count("|") == 8 for line in rows)
+
+
+def test_mean_and_spread_have_fitting_digits():
+    assert mean_and_spread(12.3456, 0.421) == "12.35 ± 0.42"
+    assert mean_and_spread(1234.5, 56.0) == "1234 ± 56"
+    assert mean_and_spread(0.00123, float("nan")) == "0.00123"
+
+
+def test_command_evaluates_each_run_once(tmp_path):
+    data = write_lmdb(tmp_path / "tiny" / "train.lmdb", rattled(["H2O"], 8))
+    test = write_lmdb(tmp_path / "test.lmdb", rattled(["H2O"], 6, seed=1))
+    for seed in range(2):
+        train("schnet", data, tmp_path / "runs" / f"run{seed}", seed=seed, identifier=f"base-{seed}")
+    arguments = [
+        "report",
+        str(tmp_path / "runs"),
+        "--data",
+        str(test),
+        "--cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    assert first.stderr.count("evaluating") == 2
+    again = CliRunner().invoke(app, [*arguments, "--json"])
+    assert "evaluating" not in again.stderr
+    entries = {entry["quantity"]: entry for entry in json.loads(again.stdout)["sections"][0]["entries"]}
+    assert len(entries["forces_rmse"]["values"]) == 2
+    assert len(set(entries["forces_rmse"]["values"])) == 2
+    assert entries["steps"]["mean"] == 4
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        find_runs([tmp_path / "absent"])
+    with pytest.raises(UserError, match="no checkpoint below"):
+        find_runs([tmp_path])
+    with pytest.raises(UserError, match="--paper-dataset moon"):
+        make_report([tmp_path], paper_dataset="moon", out=tmp_path / "out")
+    (tmp_path / "best_checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match="truncated or no torch checkpoint"):
+        find_runs([tmp_path])
+    assert not (tmp_path / "out").exists()
