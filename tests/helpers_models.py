@@ -88,11 +88,11 @@ def build(config: dict[str, Any], seed: int = 0, **changes: Any) -> torch.nn.Mod
     inner.update({"use_pbc": True, "otf_graph": False, "regress_forces": True} | inner)
     name = config.pop("name")
     model = registry.get_model_class(name)(**config)
-    if "escn" in (name, inner.get("name")):
-        # a tiny eSCN as initialised is linear to rounding: its signals are too small for the activations
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dim() > 1:
-                parameter.data *= 4
+    # tiny eSCN and SpinConv as initialised are linear to rounding: their signals are too small for the activations
+    scale = {ESCN["name"]: 4, SPINCONV["name"]: 2}.get(inner.get("name", name), 1)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dim() > 1:
+            parameter.data *= scale
     return model
 
 
@@ -121,9 +121,8 @@ def batch_of(atoms: list[Atoms], dtype: torch.dtype = torch.float32) -> Batch:
     convert = AtomsToGraphs(max_neigh=MAX_NEIGHBORS, radius=CUTOFF, r_edges=True, r_pbc=True).convert
     data = [convert(a) for a in atoms]
     for record, a in zip(data, atoms, strict=True):
-        record.pos = torch.tensor(a.positions, dtype=dtype)
+        record.pos = record.pos.to(dtype)  # wrapped into the cell, as the list expects
         record.fixed = torch.zeros(len(a))
-        # upstream stores one number for each structure; its collater turns that into `neighbors`
     return data_list_collater(data, otf_graph=False)
 
 

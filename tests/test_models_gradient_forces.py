@@ -23,8 +23,9 @@ from helpers_models import (
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.edge_frames import POLES, align_with_y, wigner_matrices
 
-# Equiformer v2 has 600 narrow Gaussians, hence large third derivatives
-STEP = {"equiformer_v2": 4e-6}
+# Equiformer v2 has 600 narrow Gaussians, hence large third derivatives; SpinConv's energy has kinks where a
+# neighbour passes from one cell of a sphere to the next
+STEP = {"equiformer_v2": 4e-6, "spinconv": 1e-6}
 
 
 def central_difference(model, batch, direction, step):
@@ -71,7 +72,10 @@ def test_forces_are_energy_gradients(name, training):
 def test_spinconvs_own_estimator_is_exact():
     with double_precision():
         model = build(SPINCONV, force_estimator="grad")
-        assert deviation_from_central_differences(model, batch_of(structures(), torch.float64), 2e-5) < 1e-5
+        assert (
+            deviation_from_central_differences(model, batch_of(structures(), torch.float64), STEP["spinconv"])
+            < 1e-5
+        )
 
 
 @pytest.mark.parametrize("config", [ESCN, EQUIFORMER_V2], ids=["escn", "equiformer_v2"])
