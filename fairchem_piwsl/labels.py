@@ -94,7 +94,7 @@ def mean_over_ranks(values: Tensor, valid: Tensor | None = None) -> Tensor:
         valid: structures that count [B]; all where None.
     """
     if valid is None:
-        count = torch.tensor(len(values), device=values.device)
+        count = torch.full((), len(values), device=values.device)
     else:
         values, count = torch.where(valid, values, 0.0), valid.sum()
     count = distutils.all_reduce(count, device=values.device).clamp_min(1)

@@ -37,9 +37,25 @@ def add(metrics: Metrics, name: str, total: float, numel: int) -> None:
     entry["metric"] = _value(name, entry)
 
 
-def add_squares(metrics: Metrics, name: str, error: Tensor, labelled: Tensor | None = None) -> None:
-    """Add the squares of `error` (rows of labelled structures or atoms) to a root mean square."""
-    error = error if labelled is None else error[labelled]
+def add_squares(
+    metrics: Metrics,
+    name: str,
+    error: Tensor,
+    labelled: Tensor | None = None,
+    structure: Tensor | None = None,
+) -> None:
+    """Add the squares of `error` to a root mean square.
+
+    Args:
+        metrics: what the batch is added to.
+        name: of the metric.
+        error: one row for each structure [B] or atom [N, 3].
+        labelled: structures that count [B], on the CPU; all where None.
+        structure: structure of each row [N], where rows are atoms.
+    """
+    if labelled is not None and not labelled.all():
+        labelled = labelled.to(error.device)
+        error = error[labelled if structure is None else labelled[structure]]
     add(metrics, name, error.double().square().sum().item(), error.numel())
 
 
@@ -110,6 +126,7 @@ class LabelledEvaluator:
         single = Evaluator(eval_metrics={name: [function]})
         if keep.any():
             if not keep.all():
+                keep = keep.to(structure.device)
                 prediction = _select(prediction, keep, structure, self.levels)
                 target = _select(target, keep, structure, self.levels)
             # upstream fills a new dict where the one it is given is empty
@@ -133,7 +150,7 @@ class LabelledEvaluator:
             add_squares(metrics, "energy_per_atom_rmse", error / natoms, labelled["energy"])
         if "forces" in self.levels:
             error = prediction["forces"].double() - target["forces"].double()
-            add_squares(metrics, "forces_rmse", error, labelled["forces"][structure])
+            add_squares(metrics, "forces_rmse", error, labelled["forces"], structure)
 
 
 def _select(

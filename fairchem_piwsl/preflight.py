@@ -30,7 +30,9 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = dict(config)
     settings = PIWSLSettings.from_config(config["optimizer"].get("piwsl"))
-    _check_outputs(config["outputs"], settings)
+    if not config.get("loss_functions"):
+        return config  # the layout before fairchem 1.0, which upstream translates later
+    _check_outputs(config, settings)
     _check_normalizers(config["dataset"])
     with_forces = True
     if not config.get("inference_only"):
@@ -47,14 +49,19 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _check_outputs(outputs: Mapping[str, Any], settings: PIWSLSettings) -> None:
+def _check_outputs(config: Mapping[str, Any], settings: PIWSLSettings) -> None:
     needed = ["energy", "forces"] if settings.weak or settings.validates_consistency else []
     for name in needed:
-        if name not in outputs:
+        if name not in config["outputs"]:
             raise UserError(
                 f"the weak terms of optim.piwsl compare energies with forces, but 'outputs' has no '{name}'; add "
                 f"outputs.{name} and let the model predict it (model.regress_forces: true)."
             )
+    if "forces" in config["outputs"] and config["model"].get("regress_forces") is False:
+        raise UserError(
+            "outputs.forces asks for forces that the model is told not to predict; set model.regress_forces: true, "
+            "or remove outputs.forces and its loss."
+        )
 
 
 def _check_normalizers(dataset: Any) -> None:

@@ -308,6 +308,12 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
 
     # ---------------------------------------------------------------- set-up
 
+    def load_task(self) -> None:
+        super().load_task()
+        # configs in the layout before fairchem 1.0 arrive here without one, which upstream cannot compare
+        default = "forces_rmse" if "forces" in self.output_targets else "energy_rmse"
+        self.evaluation_metrics.setdefault("primary_metric", default)
+
     def load_model(self) -> None:
         super().load_model()
         self._shared_graph = SharedGraph(self._unwrapped_model, self.piwsl.share_graph)
