@@ -227,15 +227,18 @@ class ResumableMixin(_Trainer):
             self._in_loop = in_loop
 
 
-def read_checkpoint(path: str | os.PathLike[str], device: Any = "cpu") -> dict[str, Any]:
-    """Load a checkpoint file; a missing or damaged one is a `UserError`."""
+def read_checkpoint(
+    path: str | os.PathLike[str], device: Any = "cpu", key: str = "--checkpoint"
+) -> dict[str, Any]:
+    """Load a checkpoint file; a missing or damaged one is a `UserError` that names the option or key at fault."""
     if not Path(path).is_file():
-        raise UserError(f"checkpoint {path} does not exist: check the path given to --checkpoint.")
+        raise UserError(f"checkpoint {path} does not exist: check the path given to {key}.")
     logging.info(f"Loading checkpoint from: {path}")
     try:
         return torch.load(path, map_location=device, weights_only=False)
     except (RuntimeError, EOFError, OSError, LookupError, ValueError, UnpicklingError) as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error}): pass another --checkpoint.") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {path} cannot be read ({reason}): pass another {key}.") from error
 
 
 @contextmanager

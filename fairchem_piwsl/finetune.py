@@ -24,7 +24,7 @@ def start_from(model: nn.Module, path: str) -> None:
     Raises:
         UserError: the file is missing, damaged, or belongs to another model.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, key="optim.finetune_from")
     if "state_dict" not in checkpoint:
         raise UserError(f"optim.finetune_from: {path} is not a fairchem checkpoint (it has no 'state_dict').")
     weights = match_state_dict(model.state_dict(), checkpoint["state_dict"])
