@@ -18,9 +18,13 @@ CASE_D = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.025}
 EV = 23.060548
 
 
-def trainer_at_step(data: Path, run_dir: Path, piwsl: dict | None, step: int = 1, **config: Any):
+def trainer_at_step(
+    data: Path, run_dir: Path, piwsl: dict | None, step: int = 1, primary: str = "forces_mae", **optim: Any
+):
     """A trainer in training mode, about to take `step`."""
-    trainer = make_trainer(make_config(data, run_dir, piwsl=piwsl, **config))
+    config = make_config(data, run_dir, piwsl=piwsl, **optim)
+    config["evaluation_metrics"]["primary_metric"] = primary
+    trainer = make_trainer(config)
     trainer.step = step
     trainer.model.train()
     return trainer

@@ -1,0 +1,229 @@
+"""Killed and resumed runs, fine-tuning, and runs that could not train anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import MODELS, make_config, make_trainer, parameters
+from helpers_trainer import CASE_D
+
+from fairchem_piwsl.errors import UserError
+
+WEAK = {
+    "case D": CASE_D,
+    "all terms": {
+        "c_pitc": 0.1,
+        "c_pisc": 0.1,
+        "c_wl": 0.1,
+        "k_2nd": 0.5,
+        "fraction": 0.5,
+        "every_n_steps": 2,
+    },
+    "adversarial": {"c_pitc": 0.1, "perturbation": "adversarial"},
+    "noisy nodes": {"noisy_nodes": True},
+}
+
+
+class KilledError(Exception):
+    """Stands in for a kill in the middle of a step."""
+
+
+def checkpoint(trainer, name: str = "checkpoint.pt") -> Path:
+    return Path(trainer.config["cmd"]["checkpoint_dir"]) / name
+
+
+def trained(config: dict, resume: Path | None = None, kill_at: int | None = None, name: str = "run") -> Any:
+    """A trainer that has trained, from a checkpoint if one is given, up to a kill in step `kill_at`."""
+    trainer = make_trainer(config, timestamp_id=name)
+    if resume:
+        trainer.load_checkpoint(str(resume))
+    if kill_at is None:
+        trainer.train(disable_eval_tqdm=True)
+        return trainer
+    backward = trainer._backward
+
+    def dies(loss: torch.Tensor) -> None:
+        if trainer.step == kill_at:
+            raise KilledError
+        backward(loss)
+
+    trainer._backward = dies
+    with pytest.raises(KilledError):
+        trainer.train(disable_eval_tqdm=True)
+    return trainer
+
+
+@pytest.mark.parametrize("model", ["painn", "schnet"])
+@pytest.mark.parametrize("weak", WEAK)
+def test_killed_and_resumed_run_ends_bit_for_bit(tiny_data, tmp_path, model, weak):
+    """Killed in step 6 of 9, in the middle of an epoch; the latest checkpoint is that of step 4."""
+    config = make_config(
+        tiny_data, tmp_path, model, WEAK[weak], max_epochs=3, checkpoint_every=2, eval_every=3,
+        scheduler="CosineAnnealingLR", T_max=9,
+    )  # fmt: skip
+    whole = trained(config, name="whole")
+    killed = trained(config, kill_at=6, name="killed")
+    file = checkpoint(killed)
+    assert torch.load(file, weights_only=False)["step"] == 4
+    resumed = trained(config, resume=file, name="resumed")
+    assert whole.step == resumed.step == 9
+    for a, b in zip(parameters(whole), parameters(resumed), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(whole.ema.shadow_params, resumed.ema.shadow_params, strict=True):
+        assert torch.equal(a, b)
+    assert whole.best_val_metric == resumed.best_val_metric
+    assert whole.optimizer.param_groups[0]["lr"] == resumed.optimizer.param_groups[0]["lr"]
+
+
+def test_another_seed_gives_another_run(tiny_data, tmp_path):
+    """The seed of the perturbations is the run's: weights that start equal do not stay equal."""
+    config = make_config(tiny_data, tmp_path, piwsl=CASE_D, max_epochs=1)
+    runs = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer(config)
+        trainer.config["cmd"]["seed"] = seed  # after everything else has been set up with seed 0
+        trainer.train(disable_eval_tqdm=True)
+        runs.append(parameters(trainer))
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+
+
+def test_run_without_a_seed(tiny_data, tmp_path):
+    trainer = make_trainer(make_config(tiny_data, tmp_path, piwsl=CASE_D, max_epochs=1))
+    trainer.config["cmd"]["seed"] = None
+    trainer.train(disable_eval_tqdm=True)
+
+
+# ------------------------------------------------------------------ fine-tuning
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_data, tmp_path_factory) -> Any:
+    """A short run with a strong average, so that raw and averaged weights differ."""
+    config = make_config(tiny_data, tmp_path_factory.mktemp("pretrained"), max_epochs=3, lr_initial=1e-2)
+    return trained(config)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best_checkpoint.pt"])
+def test_fine_tuning_starts_from_the_averaged_weights_and_nothing_else(tiny_data, tmp_path, pretrained, name):
+    file = torch.load(checkpoint(pretrained, name), weights_only=False)
+    config = make_config(tiny_data, tmp_path, piwsl=CASE_D, max_epochs=2, lr_initial=1e-4,
+                         finetune_from=str(checkpoint(pretrained, name)))  # fmt: skip
+    # another level of theory, another normaliser
+    config["dataset"]["train"]["transforms"]["normalizer"]["energy"] = {"mean": 1.0, "stdev": 0.5}
+    trainer = make_trainer(config)
+    # scale factors, which are not trained, are no part of the average
+    names = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    weights = [p.detach().clone() for p in trainer.model.parameters() if p.requires_grad]
+    if name == "checkpoint.pt":
+        expected = file["ema"]["shadow_params"]
+        raw = [file["state_dict"][n] for n in names]
+        assert any(not torch.equal(a, b) for a, b in zip(weights, raw, strict=True))
+    else:
+        expected = [file["state_dict"][n] for n in names]
+    for a, b in zip(weights, expected, strict=True):
+        assert torch.equal(a, b)
+    assert trainer.step == 0
+    assert trainer.normalizers["energy"].rmsd == 0.5
+    assert not trainer.optimizer.state
+    assert trainer.ema is not None
+    for a, b in zip(weights, trainer.ema.shadow_params, strict=True):
+        assert torch.equal(a, b)
+    trainer.train(disable_eval_tqdm=True)
+    assert trainer.step == 6
+    assert trainer.ema is not None
+    averages = trainer.ema.shadow_params
+    assert any(not torch.equal(a, b) for a, b in zip(weights, averages, strict=True))
+    assert trainer.optimizer.param_groups[0]["lr"] == 1e-4
+    trained_weights = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert any(not torch.equal(a, b) for a, b in zip(weights, trained_weights, strict=True))
+
+
+def test_fine_tuned_run_resumes_as_any_other(tiny_data, tmp_path, pretrained):
+    config = make_config(tiny_data, tmp_path, piwsl=CASE_D, max_epochs=2, checkpoint_every=2,
+                         finetune_from=str(checkpoint(pretrained)))  # fmt: skip
+    whole = trained(config, name="whole")
+    killed = trained(config, kill_at=4, name="killed")
+    resumed = trained(config, resume=checkpoint(killed), name="resumed")
+    for a, b in zip(parameters(whole), parameters(resumed), strict=True):
+        assert torch.equal(a, b)
+
+
+def error(tiny_data: Path, tmp_path: Path, **changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        make_trainer(make_config(tiny_data, tmp_path, **changes))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_fine_tuning_from_a_missing_file(tiny_data, tmp_path):
+    message = error(tiny_data, tmp_path, finetune_from=str(tmp_path / "none.pt"))
+    assert "none.pt does not exist" in message
+    assert "finetune_from" in message
+
+
+def test_fine_tuning_from_a_damaged_file(tiny_data, tmp_path, pretrained):
+    file = tmp_path / "half.pt"
+    file.write_bytes(checkpoint(pretrained).read_bytes()[:1000])
+    message = error(tiny_data, tmp_path, finetune_from=str(file))
+    assert "half.pt cannot be read" in message
+
+
+def test_fine_tuning_from_something_else(tiny_data, tmp_path):
+    file = tmp_path / "other.pt"
+    torch.save({"weights": torch.zeros(1)}, file)
+    assert "other.pt is not a fairchem checkpoint" in error(tiny_data, tmp_path, finetune_from=str(file))
+
+
+@pytest.mark.parametrize(
+    "model", [{**MODELS["painn"], "hidden_channels": 8}, MODELS["schnet"]], ids=["size", "kind"]
+)
+def test_fine_tuning_from_another_model(tiny_data, tmp_path, pretrained, model):
+    config = make_config(tiny_data, tmp_path, finetune_from=str(checkpoint(pretrained)))
+    config["model"] = model
+    with pytest.raises(
+        UserError, match=r"holds a model 'painn' whose weights do not fit.*hyperparameters"
+    ) as caught:
+        make_trainer(config)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ nothing to train
+
+
+def test_resume_of_a_finished_run(tiny_data, tmp_path, pretrained):
+    trainer = make_trainer(make_config(tiny_data, tmp_path, max_epochs=3))
+    trainer.load_checkpoint(str(checkpoint(pretrained)))
+    before = parameters(trainer)
+    with pytest.raises(UserError, match=r"nothing to train: .*step 9.*max_epochs 3.*finetune_from"):
+        trainer.train(disable_eval_tqdm=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(trainer), strict=True))
+
+
+def test_resume_from_weights_only(tiny_data, tmp_path, pretrained):
+    """Upstream trains from best_checkpoint.pt with EMA silently off."""
+    trainer = make_trainer(make_config(tiny_data, tmp_path, max_epochs=9))
+    trainer.load_checkpoint(str(checkpoint(pretrained, "best_checkpoint.pt")))
+    with pytest.raises(UserError, match=r"best_checkpoint\.pt .*checkpoint\.pt.*optim\.finetune_from"):
+        trainer.train(disable_eval_tqdm=True)
+    # validation and prediction from it are what it is for
+    trainer.validate(disable_tqdm=True)
+    trainer.predict(trainer.test_loader, disable_tqdm=True)
+
+
+def test_zero_epochs(tiny_data, tmp_path):
+    trainer = make_trainer(make_config(tiny_data, tmp_path, max_epochs=0))
+    with pytest.raises(UserError, match="nothing to train"):
+        trainer.train(disable_eval_tqdm=True)
+
+
+def test_checkpoint_is_upstreams(pretrained):
+    """`trainer: ocp` and no parameters of the plugin's own: fairchem loads it without the plugin."""
+    for name in ("checkpoint.pt", "best_checkpoint.pt"):
+        file = torch.load(checkpoint(pretrained, name), weights_only=False)
+        assert file["config"]["trainer"] == "ocp"
+        assert set(file["state_dict"]) == set(pretrained.model.state_dict())
