@@ -26,6 +26,7 @@ from fairchem_piwsl.losses import Configuration
 from fairchem_piwsl.models.stochastic import shared_randomness
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
 from fairchem_piwsl.replicas import SharedGraph, stack
+from fairchem_piwsl.schedules import with_schedule
 from fairchem_piwsl.settings import PIWSLSettings
 
 VALIDATION_STREAM = 1
@@ -332,7 +333,11 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
             info["fn"] = LabelledLoss(info["fn"])
 
     def load_extras(self) -> None:
+        optim = self.config["optim"]
+        # the function of the schedule is for upstream's scheduler alone: checkpoints hold plain settings
+        self.config["optim"] = with_schedule(optim, len(self.train_loader) if self.train_loader else 1)
         super().load_extras()
+        self.config["optim"] = optim
         if self.ema is not None and self.config["optim"].get("ema_warmup"):
             # counting updates makes upstream's average start short, so that it forgets the initial weights
             self.ema.num_updates = 0
