@@ -17,6 +17,7 @@ from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, create_grid
 
 from fairchem_piwsl.cluster import Runner
+from fairchem_piwsl.cluster_python import patient_python
 from fairchem_piwsl.errors import UserError
 
 #: a job that reaches its time limit is queued again at most this often
@@ -76,7 +77,10 @@ def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[subm
         if name in options
     }
     executor = submitit.AutoExecutor(
-        folder=args.logdir / "%j", cluster="slurm", slurm_max_num_timeout=timeouts
+        folder=args.logdir / "%j",
+        cluster="slurm",
+        slurm_max_num_timeout=timeouts,
+        slurm_python=patient_python(),
     )
     parameters = {
         "name": args.identifier or "piwsl",

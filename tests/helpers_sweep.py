@@ -43,7 +43,9 @@ def chaos(config: Mapping[str, Any], report: Any) -> None:
                 raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
             if slot == 1 and first:
                 os.kill(os.getpid(), signal.SIGKILL)
-        report(step, {"error": float("nan") if slot == 6 and step == 3 else config["optim"]["lr_initial"] / step})
+        report(
+            step, {"error": float("nan") if slot == 6 and step == 3 else config["optim"]["lr_initial"] / step}
+        )
     note(config, "end")
 
 
@@ -77,3 +79,12 @@ def write_sweep(folder: Path, content: dict[str, Any], base: dict[str, Any] | No
     path = folder / "sweep.yml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+def slow(config: Mapping[str, Any], report: Any) -> None:
+    """Ten reports in half a second; notes its beginning and its end."""
+    note(config, "begin")
+    for step in range(1, 11):
+        time.sleep(0.05)
+        report(step, {"error": config["optim"]["lr_initial"]})
+    note(config, "end")

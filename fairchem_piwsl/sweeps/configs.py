@@ -13,6 +13,12 @@ import yaml
 
 from fairchem_piwsl.errors import UserError
 
+#: settings under `optim` that a config may leave out
+OPTIONAL = (
+    "batch_size", "checkpoint_every", "clip_grad_norm", "ema_decay", "ema_warmup", "eval_batch_size", "eval_every",
+    "lr_initial", "max_epochs", "num_workers", "optimizer", "scheduler", "weight_decay",
+)  # fmt: skip
+
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """A YAML file that must hold a mapping; `what` names its role in errors."""
@@ -74,8 +80,8 @@ def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def check_keys(config: Mapping[str, Any], keys: Any, where: str) -> None:
-    """Raise for the first of `keys` that is neither in the config nor a setting of `optim.piwsl`."""
-    known = set(dotted_keys(config)) | piwsl_keys()
+    """Raise for the first of `keys` that is neither in the config nor a setting that it may leave out."""
+    known = set(dotted_keys(config)) | piwsl_keys() | {f"optim.{name}" for name in OPTIONAL}
     for key in keys:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)

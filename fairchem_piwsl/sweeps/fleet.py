@@ -10,6 +10,7 @@ from typing import Any
 
 import submitit
 
+from fairchem_piwsl.cluster_python import patient_python
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.folder import LAUNCH, read_launch
 from fairchem_piwsl.sweeps.heartbeat import STOP, read_workers, write_json
@@ -63,7 +64,10 @@ class Fleet:
         # A worker that reaches its time limit is queued again; that may happen often in a long sweep.
         timeouts = int(parameters.pop("max_timeouts", 1000))
         executor = submitit.AutoExecutor(
-            folder=self.folder / "jobs" / "%j", cluster="slurm", slurm_max_num_timeout=timeouts
+            folder=self.folder / "jobs" / "%j",
+            cluster="slurm",
+            slurm_max_num_timeout=timeouts,
+            slurm_python=patient_python(),
         )
         try:
             executor.update_parameters(**parameters)

@@ -14,12 +14,11 @@ import optuna
 from optuna.storages import BaseStorage
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.configs import load_base
 from fairchem_piwsl.sweeps.fleet import Fleet
 from fairchem_piwsl.sweeps.folder import LAUNCH, SWEEP, load_folder, make_folder, read_launch, write_yaml
 from fairchem_piwsl.sweeps.heartbeat import STOP, Watch
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
-from fairchem_piwsl.sweeps.spec import Sweep, base_path, load_sweep
+from fairchem_piwsl.sweeps.spec import Sweep, load_bases, load_sweep
 from fairchem_piwsl.sweeps.storage import open_storage
 from fairchem_piwsl.sweeps.study import (
     add_slots,
@@ -72,7 +71,7 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         create_study(sweep, open_storage(sweep.storage, folder))
-        make_folder(folder, sweep, load_base(base_path(path, sweep.source)))
+        make_folder(folder, sweep, load_bases(path, sweep.source))
     except BaseException:
         if new:
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.configs import check_keys, get_value, load_base, read_yaml, with_values
+from fairchem_piwsl.sweeps.configs import check_keys, get_value, load_base, merge, read_yaml, with_values
 from fairchem_piwsl.sweeps.space import Parameter, parse_space, read_number
 
 #: metrics of PIWSLForcesTrainer beside those of `evaluation_metrics`
@@ -89,16 +89,23 @@ def load_sweep(path: Path, trials: int | None = None) -> Sweep:
     content = read_yaml(path, "sweep file")
     if trials is not None:
         content["trials"] = trials
-    return parse_sweep(content, load_base(base_path(path, content)), path.stem)
+    return parse_sweep(content, load_bases(path, content), path.stem)
 
 
-def base_path(path: Path, content: Mapping[str, Any]) -> Path:
-    """The base config of a sweep file, which counts from that file, or else from the working directory."""
-    name = content.get("base")
-    if not isinstance(name, str):
-        raise UserError(f"sweep file {path}: 'base' must name a training config.")
-    beside = path.parent / name
-    return beside if beside.is_file() else Path(name)
+def load_bases(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The base config of a sweep file; of several files the later ones win.
+
+    Each counts from the sweep file, or else from the working directory.
+    """
+    names = content.get("base")
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"sweep file {path}: 'base' must name a training config, or a list of parts of one.")
+    base: dict[str, Any] = {}
+    for name in names:
+        beside = path.parent / name
+        base = merge(base, load_base(beside if beside.is_file() else Path(name)))
+    return base
 
 
 def parse_sweep(content: Mapping[str, Any], base: dict[str, Any], default_name: str = "sweep") -> Sweep:
