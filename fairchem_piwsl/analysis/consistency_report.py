@@ -154,7 +154,7 @@ def plot_consistency(result: dict[str, Any], path: Path) -> Path:
                 linestyle="-" if key.endswith("k0") else "--",
                 label=f"{label}: slope {slope:.2f}",
             )
-        left.set_xscale("log")
+        plots.log_scale(left.xaxis)
         left.set_yscale("log")
         left.set_xlabel("displacement |dr|, root mean square per atom (Angstrom)")
         left.set_ylabel(f"residual, root mean square ({units['energy']})")

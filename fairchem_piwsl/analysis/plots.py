@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's palette, dark colours first; black is kept for references.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
@@ -46,6 +47,14 @@ def colour(number: int) -> str:
 def marker(number: int) -> str:
     """The marker of curve `number`."""
     return MARKERS[number % len(MARKERS)]
+
+
+def log_scale(axis: Any) -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5 and plain numbers."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(fig: Figure, path: Path) -> Path:

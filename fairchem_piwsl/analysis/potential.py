@@ -112,7 +112,9 @@ class Potential:
         """Denormalised outputs in float64."""
         import torch
 
-        with torch.random.fork_rng(), torch.set_grad_enabled(grad), _default_dtype(self.dtype):
+        device = self._trainer.device
+        devices = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(devices), torch.set_grad_enabled(grad), _default_dtype(self.dtype):
             torch.manual_seed(SEED)
             try:
                 outputs = self._trainer._forward(batch)

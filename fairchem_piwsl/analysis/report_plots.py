@@ -89,7 +89,7 @@ def plot_curves(
             row[1].set_xlabel("wall time (min)" + ("; dashed: reached by all" if limit else ""))
             if limit:
                 row[1].axvline(limit / 60, color=plots.REFERENCE, linewidth=0.8, linestyle="--")
-            row[0].set_yscale("log")
+            plots.log_scale(row[0].yaxis)
         grid[0][0].legend()
         fig.suptitle(title)
         return plots.save(fig, path)

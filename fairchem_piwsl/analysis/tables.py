@@ -134,16 +134,19 @@ def md_table(result: dict[str, Any]) -> Table:
 
 
 def report_tables(result: dict[str, Any], names: dict[str, tuple[str, str]]) -> list[Table]:
-    """The main quantities of each section of `piwsl report`."""
+    """The main quantities of each section of `piwsl report`; the page has all of them."""
     tables = []
     for section in result["sections"]:
-        table = Table(title=section["title"])
+        table = Table(title=section["title"], caption="change: of the mean; p: paired t-test over seeds")
         for heading in ("quantity", "method", "runs", "mean", "spread", "change", "p"):
             table.add_column(heading, justify="left" if heading in ("quantity", "method") else "right")
-        for entry in section["entries"]:
+        previous = None
+        for entry in _headlines(section["entries"]):
             name, unit = names[entry["quantity"]]
+            first = entry["quantity"] != previous
+            previous = entry["quantity"]
             table.add_row(
-                f"{name} {unit and f'({unit})'}",
+                (f"{name}\n({unit})" if unit else name) if first else "",
                 entry["method"],
                 str(len(entry["values"])),
                 number(entry["mean"]),
@@ -153,3 +156,12 @@ def report_tables(result: dict[str, Any], names: dict[str, tuple[str, str]]) -> 
             )
         tables.append(table)
     return tables
+
+
+def _headlines(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries without what another one says as well: MAE beside RMSE, validation beside test."""
+    there = {entry["quantity"] for entry in entries}
+    hidden = {q for q in there if "mae" in q and q.replace("mae", "rmse") in there} | {"energy_per_atom_rmse"}
+    if there & {"energy_rmse", "forces_rmse"}:
+        hidden |= {quantity for quantity in there if quantity.endswith("_best")}
+    return [entry for entry in entries if entry["quantity"] not in hidden]
