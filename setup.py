@@ -34,7 +34,15 @@ setup(
         "scatter": ["torch-scatter"],
         "xtb": ["tblite>=0.8,<0.9"],
         "test": ["pytest", "hypothesis"],
-        "dev": ["pytest", "hypothesis", "mypy", "pre-commit", "ruff", "types-PyYAML", "yamllint"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "mypy~=2.4.0",
+            "pre-commit",
+            "ruff~=0.17.0",
+            "types-PyYAML",
+            "yamllint",
+        ],
     },
     entry_points={"console_scripts": ["piwsl=fairchem_piwsl.cli:main"]},
 )
