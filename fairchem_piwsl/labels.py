@@ -112,5 +112,5 @@ def labelled_structures(label: Tensor, structure: Tensor | None, num_structures:
     missing = label.reshape(len(label), -1).isnan().any(-1)
     if structure is None:
         return ~missing
-    count = torch.zeros(num_structures, device=label.device).index_add(0, structure, missing.float())
+    count = structure.new_zeros(num_structures).index_add(0, structure, missing.to(structure))
     return count == 0
