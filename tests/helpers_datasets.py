@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
+from unittest import mock
 
 import lmdb
 import numpy as np
@@ -13,6 +15,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from torch_geometric.data import Data
+
+from fairchem_piwsl import cli
 
 #: Hartree-Fock energies of the free atoms H, C, O in eV: an all-electron zero of energy
 FREE_ATOMS_EV = {1: -13.6057, 6: -1025.57, 8: -2035.66}
@@ -70,6 +74,16 @@ def records(out: Path, split: str = "train") -> list[Data]:
         found = [pickle.loads(transaction.get(str(i).encode())) for i in range(length)]
     env.close()
     return found
+
+
+def run_piwsl(arguments: list[str]) -> int:
+    """Exit code of the `piwsl` command line, run in this process."""
+    with mock.patch.object(sys, "argv", ["piwsl", *arguments]):
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+    return 0
 
 
 def sids(out: Path, split: str = "train") -> list[str]:

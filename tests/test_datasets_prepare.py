@@ -18,7 +18,7 @@ from conftest import make_config, make_trainer
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem.core.modules.normalization.element_references import create_element_references
 from fairchem.core.modules.normalization.normalizer import create_normalizer
-from helpers_datasets import FREE_ATOMS_EV, crystals, labelled, molecules, records, save, sids
+from helpers_datasets import FREE_ATOMS_EV, crystals, labelled, molecules, records, run_piwsl, save, sids
 
 from fairchem_piwsl.datasets import prepare as prepare_module
 from fairchem_piwsl.datasets.prepare import prepare
@@ -425,16 +425,16 @@ def test_a_killed_conversion_leaves_no_data_set(tmp_path, kill):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.extxyz", "out"]
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, monkeypatch, capsys):
     save(tmp_path / "a.extxyz.gz", molecules(20), format="extxyz")
-    command = [sys.executable, "-m", "fairchem_piwsl.cli", "prepare", "a.extxyz.gz", "--out", "out"]
-    command += ["--train", "10", "--val", "4", "--test", "6", "--seed", "0"]
-    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
+    monkeypatch.chdir(tmp_path)
+    command = ["prepare", "a.extxyz.gz", "--out", "out", "--train", "10", "--val", "4", "--test", "6"]
+    assert run_piwsl(command) == 0
+    printed = capsys.readouterr().out
     for text in ("structures", "H C O", "element_references", "stdev: 0.0433641", "src: out/train/data.lmdb"):
-        assert text in first.stdout
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert second.returncode == 2
-    assert len(second.stderr.strip().splitlines()) == 1
-    assert "out already holds data" in second.stderr
+        assert text in printed
+    assert run_piwsl(command) == 2
+    complaint = capsys.readouterr().err
+    assert len(complaint.strip().splitlines()) == 1
+    assert "out already holds data" in complaint
     assert json.loads((tmp_path / "out/summary.json").read_text())["arguments"]["train"] == 10

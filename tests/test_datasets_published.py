@@ -12,7 +12,7 @@ import torch
 from ase import units
 from ase.build import molecule
 from ase.io import write
-from helpers_datasets import crystals, labelled, molecules, records, sids
+from helpers_datasets import crystals, labelled, molecules, records, run_piwsl, sids
 
 from fairchem_piwsl.datasets.paper_splits import PaperSplit, choose_sizes
 from fairchem_piwsl.datasets.published import PAPER, prepare_published
@@ -237,9 +237,13 @@ def test_xsf_archives_and_folders_give_one_split(tmp_path, name):
     summary = prepare_published(name, [tmp_path / "set.tar.gz"], tmp_path / "a", **options)
     prepare_published(name, [tmp_path / "dir_xsf"], tmp_path / "b", **options)
     prepare_published(name, [tmp_path / "dir_xsf/*.xsf"], tmp_path / "c", **options)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "set.tar.gz").rename(tmp_path / "folder/set.tar.gz")
+    prepare_published(name, [tmp_path / "folder"], tmp_path / "d", **options)
     assert summary["splits"]["test"]["structures"] == 12
     for split in ("train", "val", "test"):
-        assert sids(tmp_path / "a", split) == sids(tmp_path / "b", split)
+        for other in "bcd":
+            assert sids(tmp_path / "a", split) == sids(tmp_path / other, split)
     for data in records(tmp_path / "a"):
         atoms = frames[int(data.sid.removeprefix("structure").removesuffix(".xsf"))]
         assert data.energy.item() == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
@@ -310,7 +314,7 @@ def test_wrong_files_and_options(tmp_path):
     refused("There is no data set qm9", "qm9", tmp_path)
     refused("nothing.npz does not exist", "md22", tmp_path / "nothing.npz")
     refused("has no .npz files", "md22", tmp_path)
-    refused("holds no .xsf files", "tio2", tmp_path)
+    refused("holds no .xsf or .tar.gz files", "tio2", tmp_path)
     np.savez(tmp_path / "md22_odd.npz", a=1)
     refused("has the arrays a but not", "md22", tmp_path)
     arrays = ethanol(10)
@@ -341,3 +345,23 @@ def test_labelled_helper_is_consistent():
     moved.positions[0, 0] += 1e-4
     slope = (labelled(moved).get_potential_energy() - atoms.get_potential_energy()) / 1e-4
     assert -slope == pytest.approx(atoms.get_forces()[0, 0], abs=1e-2)
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    write_sgdml(tmp_path / "md22_ethanol.npz", ethanol(60))
+    monkeypatch.chdir(tmp_path)
+    command = ["prepare", "md22", "md22_ethanol.npz", "--out", "out", "--train", "10"]
+    assert run_piwsl(command) == 0
+    assert "note: The set holds 60 structures, too few for a test set of 1000" in capsys.readouterr().out
+    assert run_piwsl(command) == 0
+    assert "already done" in capsys.readouterr().out
+
+
+def test_options_of_the_other_form_are_refused(tmp_path, capsys):
+    for arguments, option in (
+        (["md22", "x.npz", "--no-forces"], "--no-forces"),
+        (["rmd17", "x.npz", "--split", "blocks"], "--split"),
+        (["x.extxyz", "--molecule", "aspirin"], "--molecule"),
+    ):
+        assert run_piwsl(["prepare", *arguments, "--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err.startswith(f"piwsl: {option} cannot be used here")

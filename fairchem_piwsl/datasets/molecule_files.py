@@ -105,7 +105,7 @@ def molecule_plan(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
     keep, dropped = _distinct(roles.rest, set())
     sizes = choose_sizes(paper, total - dropped, request.train, request.val, request.test)
     if dropped:
-        sizes.notes.append(f"{dropped} structures are in several files and count once.")
+        sizes.notes.append(f"{dropped} structures repeat another one and were left out.")
     chosen = draw(len(keep), sizes, request.seed)
     return Plan({name: (roles.rest, keep[indices]) for name, indices in chosen.items()}, {}, sizes.notes)
 

@@ -52,8 +52,8 @@ def choose_sizes(
         n_test = min(paper.test, int(TEST_SHARE * total))
         if n_test < paper.test:
             notes.append(
-                f"The set holds {total} structures, too few for the paper's test set of {paper.test}: "
-                f"the test set has {n_test} ({TEST_SHARE:.0%} of the set) for every training size."
+                f"The set holds {total} structures, too few for a test set of {paper.test} beside training sets of "
+                f"up to {paper.trainings[-1]}: for every training size it has {n_test} ({TEST_SHARE:.0%} of the set)."
             )
     room = total - n_test
     n_train = train if train is not None else _largest(paper, room, val)

@@ -13,7 +13,7 @@ from fairchem_piwsl.datasets.molecule_files import molecule_plan, npz_sources
 from fairchem_piwsl.datasets.paper_splits import PaperSplit, choose_sizes, draw
 from fairchem_piwsl.datasets.prepare import Plan, WriteOptions, write_dataset
 from fairchem_piwsl.datasets.readers import Source
-from fairchem_piwsl.datasets.xsf_archives import XsfSource
+from fairchem_piwsl.datasets.xsf_archives import XsfSource, natural_order
 from fairchem_piwsl.errors import UserError
 
 #: B.1 and Table A2; for MD22 and MD17-CCSD(T) B.1 names no sizes and these are the project's
@@ -26,6 +26,7 @@ PAPER = {
     "lmnto": PaperSplit(trainings=(100, 1_000), test=1_000),
 }
 NAMES = tuple(PAPER)
+_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def _open(request: Request, paths: list[Path]) -> tuple[Sequence[Source], Callab
     """Sources of a data set, and a function that plans its splits."""
     paper = PAPER[request.name]
     if request.name in ("tio2", "lmnto"):
-        archives = [XsfSource(path) for path in paths]
+        archives = [XsfSource(path) for path in sorted(_inside(paths, ".xsf", _TAR), key=natural_order)]
         return archives, lambda: _pool_plan(paper, archives, request)
     if request.name == "ani1x":
-        files = [Ani1xSource(path, request.level) for path in paths]
+        files = [Ani1xSource(path, request.level) for path in _inside(paths, "", (".h5", ".hdf5"))]
 
         def ani1x_plan() -> Plan:
             plan = _pool_plan(paper, files, request)
@@ -148,4 +149,19 @@ def _expand(paths: Sequence[str | Path]) -> list[Path]:
         found += matches
     if not found:
         raise UserError("No files given: name the data set's files or folder.")
+    return found
+
+
+def _inside(paths: list[Path], wanted: str, archives: tuple[str, ...]) -> list[Path]:
+    """Folders stand for the archives in them, unless they hold the `wanted` files themselves."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or (wanted and any(path.rglob(f"*{wanted}"))):
+            found.append(path)
+            continue
+        inner = sorted(p for p in path.iterdir() if p.name.endswith(archives))
+        if not inner:
+            names = " or ".join(name for name in (wanted, *archives[:1]) if name)
+            raise UserError(f"{path} holds no {names} files; give the archive or folder as published.")
+        found += inner
     return found

@@ -34,7 +34,7 @@ class XsfSource:
         names = [name for name in names if not Path(name).name.startswith(".")]
         if not names:
             raise UserError(f"{self.path} holds no .xsf files; give the archive or folder as published.")
-        return sorted(names, key=_natural)
+        return sorted(names, key=natural_order)
 
     def count(self) -> int:
         return len(self._members)
@@ -64,7 +64,7 @@ class XsfSource:
             yield from ((name, texts[name]) for name in names)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """structure9.xsf before structure10.xsf, whatever the folders are called."""
+def natural_order(name: str | Path) -> list[tuple[int, str]]:
+    """Sort key: structure9.xsf before structure10.xsf, whatever the folders are called."""
     parts = re.split(r"(\d+)", Path(name).name)
     return [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
