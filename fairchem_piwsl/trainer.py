@@ -19,6 +19,7 @@ from torch_geometric.data import Batch
 
 from fairchem_piwsl import losses, metrics, preflight
 from fairchem_piwsl.checkpoints import ResumableMixin, read_checkpoint
+from fairchem_piwsl.cpu_memory import keep_freed_memory
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.finetune import start_from
 from fairchem_piwsl.labels import FillMissingLabels, LabelledLoss, labelled_structures, mean_over_ranks
@@ -87,6 +88,8 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
         self._validation_batch: Iterator[int] | None = None
         self._checkpoint_without_state: str | None = None
         super().__init__(**config)
+        if self.cpu:
+            keep_freed_memory()
 
     # ---------------------------------------------------------------- training, Eq. 5
 

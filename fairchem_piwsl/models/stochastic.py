@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,21 @@ def shared_randomness(model: nn.Module, batch: Batch) -> Iterator[None]:
 
 def draws_random_numbers(model: nn.Module) -> bool:
     """Whether a forward pass of `model` in its present mode (training or not) depends on random numbers."""
-    return any(_is_random(module) for module in model.modules())
+    if model not in _CANDIDATES:
+        _CANDIDATES[model] = [module for module in model.modules() if _may_be_random(module)]
+    return any(_is_random(module) for module in _CANDIDATES[model])
+
+
+#: submodules that may draw random numbers in some mode; looking through all of a model takes long in every step
+_CANDIDATES: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
+
+
+def _may_be_random(module: nn.Module) -> bool:
+    return (
+        isinstance(module, (SpinConv, nn.modules.dropout._DropoutNd))
+        or hasattr(module, "_init_edge_rot_mat")
+        or hasattr(module, "drop_prob")
+    )
 
 
 def _is_random(module: nn.Module) -> bool:
