@@ -21,6 +21,7 @@ class SlowTrainer(PIWSLForcesTrainer):
                 file.write(f"{self.step} {os.getpid()}\n")
             held = folder / f"held-{self.step}"
             if str(self.step) in os.environ.get("PIWSL_TEST_HOLD", "").split(",") and not held.exists():
+                (folder / "holder").write_text(str(os.getpid()), encoding="utf-8")
                 held.touch()
                 while self._requested != STOP:
                     time.sleep(0.05)

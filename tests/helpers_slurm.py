@@ -51,7 +51,9 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE)
 def queue(*columns: str) -> list[list[str]]:
     """`squeue`'s rows, with the job's number first."""
     form = "|".join(["%i", *columns])
-    done = subprocess.run(["squeue", "-h", "-r", "-o", form], capture_output=True, text=True, check=True)
+    done = subprocess.run(["squeue", "-h", "-r", "-o", form], capture_output=True, text=True, check=False)
+    if done.returncode != 0:  # a busy controller: not known
+        return [["?"] * (len(columns) + 1)]
     return [line.split("|") for line in done.stdout.splitlines()]
 
 
