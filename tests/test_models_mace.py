@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import lzma
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ase import Atoms
 from conftest import KCAL_PER_MOL, make_config, make_trainer
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 from helpers_models import batch_of, build, double_precision, structures
+from test_models_gradient_forces import deviation_from_central_differences
 
 from fairchem_piwsl.errors import UserError
 
@@ -78,6 +80,18 @@ def test_published_files_give_maces_own_numbers(published):
     energy = 0.5 * out["energy"].item() + references[atoms.numbers].sum()
     assert energy == pytest.approx(float(reference["energy"]), abs=1e-9)
     np.testing.assert_allclose(0.5 * out["forces"].detach().numpy(), reference["forces"], atol=1e-9)
+
+
+def test_forces_are_energy_gradients():
+    with double_precision():
+        model = build(TINY | {"dtype": "float64"})
+        assert deviation_from_central_differences(model, batch_of(structures(), torch.float64), 2e-5) < 1e-5
+
+
+def test_models_can_be_copied_and_every_parameter_takes_part():
+    model = copy.deepcopy(build(TINY))
+    model(batch_of(structures()))["forces"].square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_checkpoints_load_into_the_calculator(trained):
