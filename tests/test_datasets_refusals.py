@@ -161,7 +161,7 @@ def test_duplicates_across_splits(tmp_path):
     given.update(train=None, val=None, test=None)
     refused(tmp_path, r"train\.extxyz:0 in train is test\.extxyz:5 in test", **given)
     summary = prepare(out=tmp_path / "out", allow_duplicates=True, quiet=True, **given)
-    assert any("1 duplicates across splits" in w for w in summary["warnings"])
+    assert any("1 duplicate across splits" in w for w in summary["warnings"])
 
 
 def test_duplicates_of_crystals_and_within_a_split(tmp_path):
@@ -179,7 +179,7 @@ def test_duplicates_of_crystals_and_within_a_split(tmp_path):
     given["test_files"] = given["val_files"]
     given["val_files"] = []
     summary = prepare(out=tmp_path / "out", quiet=True, **given)
-    assert any("1 duplicates within a split" in w for w in summary["warnings"])
+    assert any("1 duplicate within a split" in w for w in summary["warnings"])
 
 
 def test_fragments_that_only_differ_in_their_distance_are_no_duplicates(tmp_path):
@@ -264,3 +264,13 @@ def test_zero_forces_are_reported(tmp_path):
         relabel(atoms, forces=np.zeros((len(atoms), 3)))
     summary = prepare([save(tmp_path / "a.extxyz", frames)], tmp_path / "out", **SMALL)
     assert "All forces are zero." in summary["warnings"]
+
+
+def test_labels_that_are_noise_are_reported_not_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = vibrations(60)
+    for atoms in frames:
+        relabel(atoms, energy=rng.normal(scale=30), forces=rng.normal(size=(len(atoms), 3)))
+    path = save(tmp_path / "a.extxyz", frames)
+    summary = prepare([path], tmp_path / "out", **{**SMALL, "train": 40})
+    assert any("do not belong together" in w for w in summary["warnings"])

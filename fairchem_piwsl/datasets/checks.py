@@ -82,13 +82,15 @@ def check_duplicates(splits: dict[str, Records], allow: bool) -> list[str]:
     warnings = []
     if across:
         a, first, b, second = across[0]
-        text = f"{len(across)} duplicates across splits: {first} in {a} is {second} in {b}"
+        text = f"{_count(len(across), 'duplicate')} across splits: {first} in {a} is {second} in {b}"
         if not allow:
             raise UserError(f"{text}; remove them from the files, or pass --allow-duplicates to keep them.")
         warnings.append(f"{text}.")
     if within:
         a, first, _, second = within[0]
-        warnings.append(f"{len(within)} duplicates within a split: {first} is {second}, both in {a}.")
+        warnings.append(
+            f"{_count(len(within), 'duplicate')} within a split: {first} is {second}, both in {a}."
+        )
     return warnings
 
 
@@ -119,3 +121,7 @@ def report(splits: dict[str, Records]) -> list[str]:
         if len(net) and np.median(net) > 0.03 * scale > 0:
             warnings.append(f"Forces in {name} do not sum to zero (median {np.median(net):.2f} eV/Angstrom).")
     return warnings
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

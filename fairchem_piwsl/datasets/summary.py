@@ -89,9 +89,9 @@ def as_yaml(block: dict[str, Any]) -> str:
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """The summary as a table with a column for each split."""
+    """The summary as a table with a column for each split; `referenced`: after subtracting element references."""
     splits = {name: d for name, d in summary["splits"].items() if d["structures"]}
-    result = Table(title=f"{summary['out']}  (energies in eV, forces in eV/Angstrom, distances in Angstrom)")
+    result = Table(title=f"{summary['out']} (eV, eV/Angstrom, Angstrom; forces by component)")
     result.add_column("")
     for name in splits:
         result.add_column(name, justify="right")
@@ -100,13 +100,16 @@ def table(summary: dict[str, Any]) -> Table:
         "atoms": lambda d: _span(d["atoms_per_structure"], "d"),
         "elements": lambda d: " ".join(d["elements"]),
         "periodic": lambda d: f"{d['periodic']}",
-        "have energy / forces": lambda d: f"{d['with_energy']} / {d['with_forces']}",
-        "energy": lambda d: _span(d["energy_eV"], ".3f"),
-        "- after references": lambda d: _span(d["energy_after_references_eV"], ".3f"),
-        "- standard deviation": lambda d: _shown(d["energy_after_references_std_eV"], ".4f"),
-        "force component RMS": lambda d: _shown(d["force_component_rms_eV_A"], ".4f"),
-        "- largest": lambda d: _shown(d["force_component_max_eV_A"], ".3f"),
-        "shortest distance": lambda d: _shown(d["shortest_distance_A"], ".3f"),
+        "with energy": lambda d: f"{d['with_energy']}",
+        "with forces": lambda d: f"{d['with_forces']}",
+        "energy min": lambda d: _end(d["energy_eV"], 0),
+        "energy max": lambda d: _end(d["energy_eV"], 1),
+        "referenced min": lambda d: _end(d["energy_after_references_eV"], 0),
+        "referenced max": lambda d: _end(d["energy_after_references_eV"], 1),
+        "referenced std": lambda d: _shown(d["energy_after_references_std_eV"], ".4f"),
+        "force RMS": lambda d: _shown(d["force_component_rms_eV_A"], ".4f"),
+        "force max": lambda d: _shown(d["force_component_max_eV_A"], ".4f"),
+        "shortest distance": lambda d: _shown(d["shortest_distance_A"], ".4f"),
     }
     for label, cell in rows.items():
         result.add_row(label, *(cell(d) for d in splits.values()))
@@ -118,6 +121,10 @@ def _span(values: list[float] | None, style: str) -> str:
         return "-"
     low, high = (format(v, style) for v in values)
     return low if low == high else f"{low} to {high}"
+
+
+def _end(values: list[float] | None, which: int) -> str:
+    return _shown(values[which] if values else None, ".4f")
 
 
 def _shown(value: float | None, style: str) -> str:

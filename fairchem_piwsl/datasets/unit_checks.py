@@ -31,6 +31,8 @@ _FREE_ATOMS = np.array([
 # fmt: on
 #: total energy over the sum of free atoms, for all-electron methods
 _ALL_ELECTRON = (0.98, 1.03)
+#: part of the pairs in which energy and work have one sign, above which their ratio is trusted
+_AGREEMENT = 0.75
 #: RMS force component above which the unit is doubted, eV/Angstrom
 _LARGE_FORCES = 8.0
 #: stiffness of covalent bonds, eV/Angstrom^2, for a rough estimate of energies from forces
@@ -46,10 +48,12 @@ def check_units(train: Records, units: str, trust: bool = False) -> list[str]:
         trust: turn refusals into warnings.
     """
     certain, unsure = [], []
-    for check in (_all_electron, _work_of_forces, _grows_with_size):
-        verdict = check(train, units)
-        if verdict:
-            certain.append(verdict)
+    work, is_certain = _work_of_forces(train, units)
+    certain += [v for v in (_all_electron(train, units), _grows_with_size(train, units)) if v]
+    if work and is_certain:
+        certain.append(work)
+    elif work:
+        unsure.append(f"{work[0].upper()}{work[1:]}, or they do not belong together.")
     small = _small_spread(train)
     large = train.force_rms > _LARGE_FORCES
     if large and small:
@@ -101,26 +105,33 @@ def _all_electron(train: Records, units: str) -> str:
     return ""
 
 
-def _work_of_forces(train: Records, units: str) -> str:
-    """The energy between similar structures must change by the work of the forces."""
+def _work_of_forces(train: Records, units: str) -> tuple[str, bool]:
+    """The energy between similar structures must change by the work of the forces; (verdict, is it certain).
+
+    Another unit changes the size of the ratio but never its sign: where the signs do not agree either, the
+    labels are noise or the structures too far apart, and nothing is certain.
+    """
     ratios = energy_over_work(list(train.samples.values()))
     if len(ratios) < 10:
-        return ""
-    size = float(np.exp(np.median(np.log(np.abs(ratios) + 1e-12))))
-    middle = np.quantile(ratios, [0.2, 0.8])
-    if middle[1] < -0.5 and middle[0] > -2:
-        return "the forces point uphill (they are gradients: turn their sign)"
+        return "", False
+    uphill = np.mean(ratios < 0)
+    certain = bool(max(uphill, 1 - uphill) >= _AGREEMENT)
     low, high = np.quantile(np.abs(ratios), [0.2, 0.8])
+    size = float(np.exp(np.median(np.log(np.abs(ratios) + 1e-12))))
     if low > 4:
-        return (
+        verdict = (
             f"energies change {size:.3g} times as much as the work of the forces, so the two differ in unit"
         )
-    if high < 0.25:
-        return (
+    elif high < 0.25:
+        verdict = (
             f"energies change about {size:.2g} times as much as the work of the forces, so that they "
             f"are per atom or the two differ in unit"
         )
-    return ""
+    elif certain and uphill > 0.5:
+        verdict = "the forces point uphill (they are gradients: turn their sign)"
+    else:
+        verdict = ""
+    return verdict, certain
 
 
 def _grows_with_size(train: Records, units: str) -> str:

@@ -1,0 +1,25 @@
+"""A truncated LMDB file, found before it is read: a read beyond its end would kill the process (SIGBUS)."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import lmdb
+
+
+def check_complete(source: str | Path) -> None:
+    """Check the length of an LMDB file, or of each `*.lmdb` in a folder.
+
+    Raises:
+        lmdb.Error: a file is shorter than its header says, or no LMDB at all.
+    """
+    source = Path(source)
+    for path in sorted(source.glob("*.lmdb")) if source.is_dir() else [source]:
+        size = path.stat().st_size
+        if size < 2 * mmap.PAGESIZE:  # not even the two pages of the header
+            raise lmdb.Error(f"{path.name} is cut off after {size} bytes")
+        with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment:
+            expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        if size < expected:
+            raise lmdb.Error(f"{path.name} is cut off after {size} of {expected} bytes")
