@@ -140,7 +140,8 @@ def _repeat(graph: Graph, data: Batch) -> Graph:
     new = {
         **old,
         "edge_index": edge_index,
-        "edge_distance": vectors.norm(dim=-1),
+        # a copy, since PaiNN writes to it, which the gradient of a norm does not survive
+        "edge_distance": vectors.norm(dim=-1).clone(),
         "edge_distance_vec": vectors,
         "cell_offsets": cell_offsets,
         "offset_distances": None if old["offset_distances"] is None else offsets,

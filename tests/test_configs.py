@@ -413,8 +413,7 @@ def test_training_steps(run, tiny_data: Path, tmp_path: Path):
     if model == "mace":
         pytest.importorskip("mace")
     config = loaded(path)
-    transforms = config["dataset"]["train"]["transforms"]
-    transforms.pop("element_references")
+    config["dataset"]["train"]["transforms"].pop("element_references")
     for split in ("train", "val", "test"):
         config["dataset"][split]["src"] = str(tiny_data / f"{split}.lmdb")
     config["model"] = small(config["model"], model)
@@ -445,7 +444,10 @@ def test_own_data_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "mine.yml").write_text(text)
-    write("mine.extxyz", labelled_molecules(12))
+    structures = labelled_molecules(12)
+    for atoms in structures:
+        atoms.get_forces()  # EMT labels when asked
+    write("mine.extxyz", structures)
     prepare(
         ["mine.extxyz"], out="data/mine", train=6, val=3, test=3, progress=False, quiet=True, trust_units=True
     )
