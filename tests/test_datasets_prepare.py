@@ -438,3 +438,25 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert len(complaint.strip().splitlines()) == 1
     assert "out already holds data" in complaint
     assert json.loads((tmp_path / "out/summary.json").read_text())["arguments"]["train"] == 10
+
+
+def test_the_calculator_agrees_on_molecules_without_a_cell(tmp_path):
+    """Trained on molecules in a cell, used on molecules as they are: one energy, one set of forces."""
+    from fairchem.core.common.relaxation.ase_utils import OCPCalculator
+
+    frames = molecules(20)
+    out = tmp_path / "out"
+    prepare([save(tmp_path / "all.extxyz", frames)], out, **SMALL)
+    config = make_config(tmp_path, tmp_path, batch_size=5, max_epochs=1)
+    config.update(yaml.safe_load(config_lines(out, ["train", "val", "test"])))
+    trainer = make_trainer(config, "ocp")
+    trainer.train(disable_eval_tqdm=True)
+    checkpoint = trainer.save(checkpoint_file="checkpoint.pt", training_state=False)
+    calculator = OCPCalculator(checkpoint_path=checkpoint, cpu=True, seed=0)
+    for data in records(out, "test")[:3]:
+        batch = data_list_collater([data], otf_graph=True)
+        expected = calculator.trainer.predict(batch, per_image=False, disable_tqdm=True)
+        atoms = frames[frame_of(data.sid)].copy()
+        atoms.calc = calculator
+        assert atoms.get_potential_energy() == pytest.approx(expected["energy"].item(), abs=1e-4)
+        np.testing.assert_allclose(atoms.get_forces(), expected["forces"], atol=1e-4)
