@@ -13,6 +13,7 @@ import torch
 from fairchem.core.datasets.base_dataset import create_dataset
 from torch_geometric.data import Data
 
+from fairchem_piwsl.datasets.lmdb_checks import check_complete
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import PIWSLSettings
 
@@ -34,6 +35,9 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
         return config  # the layout before fairchem 1.0, which upstream translates later
     _check_outputs(config, settings)
     _check_normalizers(config["dataset"])
+    source = config["optimizer"].get("finetune_from")
+    if source and not Path(source).is_file():
+        raise UserError(f"checkpoint {source} does not exist: check the path given to optim.finetune_from.")
     with_forces = True
     if not config.get("inference_only"):
         with_forces = _check_datasets(config["dataset"], config["outputs"])
@@ -101,6 +105,8 @@ def _check_lmdb(name: str, split: Mapping[str, Any], outputs: Mapping[str, Any])
     source = f"dataset.{name}.src: {split['src']}"
     without_transforms = {key: value for key, value in split.items() if key != "transforms"}
     try:
+        for path in split["src"] if isinstance(split["src"], list) else [split["src"]]:
+            check_complete(path)
         data = create_dataset(without_transforms, name)
         if len(data) == 0:
             raise UserError(f"{source} holds no structures; make it again with `piwsl prepare`.")
