@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,26 @@ def submit(folder: Path, config: Path, *more: str) -> list[str]:
     args, overrides = parser().parse_known_args([*flags, "--logdir", str(folder / "logs"), *more])
     assert isinstance(args, argparse.Namespace)
     return [job.job_id for job in send(args, build_configs(args, overrides))]
+
+
+def plain_sbatch(folder: Path, config: Path) -> str:
+    """Number of a job of scripts/train_nodes.sbatch, without its GPUs and with two tasks on a node."""
+    script = (MAIN.parent / "scripts" / "train_nodes.sbatch").read_text()
+    assert "--gpus-per-node=4" in script
+    copy = folder / "train.sbatch"
+    copy.write_text(
+        "".join(line for line in script.splitlines(keepends=True) if "--gpus-per-node" not in line)
+    )
+    size = ["--ntasks-per-node=2", "--cpus-per-task=1", "--mem=1G", f"--output={folder}/sbatch.out"]
+    flags = [str(config), "--cpu", "--run-dir", str(folder)]
+    done = subprocess.run(
+        ["sbatch", "--parsable", f"--chdir={MAIN.parent}", *size, copy, *flags],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    return done.stdout.strip()
 
 
 def checkpoint(folder: Path, run: str) -> dict[str, Any]:
@@ -102,10 +123,13 @@ def test_two_nodes_of_two_tasks_train_like_one_process(tmp_path: Path) -> None:
     assert jobs[0].split("_")[0] == jobs[1].split("_")[0]  # an array
     rows = wait_for(lambda: [row for row in queue("%D", "%C") if row[1] == "2"], "the start of the large job")
     assert rows[0][2] == "4"
+    plain = plain_sbatch(tmp_path, four)
     wait_for(lambda: not queue(), "the end of all jobs")
 
     ours = checkpoint(tmp_path, "four")
     assert ours["step"] == 6
+    same = checkpoint(tmp_path, f"job-{plain}")
+    assert all(torch.equal(value, same["state_dict"][name]) for name, value in ours["state_dict"].items())
     reference, other = checkpoint(tmp_path, "one-seed0-0"), checkpoint(tmp_path, "one-seed1-1")
     strip = {name.removeprefix("module."): value for name, value in reference["state_dict"].items()}
     for name, value in ours["state_dict"].items():

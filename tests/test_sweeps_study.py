@@ -42,7 +42,7 @@ def claim_all(folder: Path, name: str) -> None:
     sweep = make_sweep(trials=20)
     storage = open_storage("journal", folder)
     study = load_study(sweep, storage)
-    while (trial := claim(study, storage, name)) is not None:
+    while (trial := claim(sweep, study, storage, name)) is not None:
         study.tell(trial, 0.0)
 
 
@@ -114,7 +114,7 @@ def test_complete_journal_is_left_alone(tmp_path: Path) -> None:
 def test_dead_worker_leaves_a_trial_that_is_retried_with_its_values(tmp_path: Path) -> None:
     sweep, storage = make_sweep(trials=2), open_storage("journal", tmp_path)
     study = create_study(sweep, storage)
-    dead, alive = claim(study, storage, "dead"), claim(study, storage, "alive")
+    dead, alive = claim(sweep, study, storage, "dead"), claim(sweep, study, storage, "alive")
     assert dead is not None
     assert alive is not None
     x = dead.suggest_float("optim.lr_initial", 0.0, 1.0)
@@ -128,7 +128,7 @@ def test_dead_worker_leaves_a_trial_that_is_retried_with_its_values(tmp_path: Pa
         Exception, match="Cannot tell a FAIL trial"
     ):  # the worker was only silent: it comes too late
         study.tell(dead, 1.0)
-    again = claim(study, storage, "third")
+    again = claim(sweep, study, storage, "third")
     assert again is not None
     assert again.suggest_float("optim.lr_initial", 0.0, 1.0) == x
     assert again.user_attrs["slot"] == dead.user_attrs["slot"]
@@ -145,7 +145,7 @@ def test_dead_worker_leaves_a_trial_that_is_retried_with_its_values(tmp_path: Pa
 def test_retry_lost_by_a_kill_is_made_up_for(tmp_path: Path) -> None:
     sweep, storage = make_sweep(trials=1), open_storage("journal", tmp_path)
     study = create_study(sweep, storage)
-    trial = claim(study, storage, "w")
+    trial = claim(sweep, study, storage, "w")
     assert trial is not None
     trial.set_user_attr("retry", True)
     study.tell(trial, state=TrialState.FAIL)  # and the worker is killed before it adds the retry
@@ -158,7 +158,7 @@ def test_handed_back_trial_waits_again(tmp_path: Path) -> None:
     sweep, storage = make_sweep(trials=1), open_storage("journal", tmp_path)
     study = create_study(sweep, storage)
     for _ in range(4):  # however often: preemption is no fault of the trial's
-        trial = claim(study, storage, "w")
+        trial = claim(sweep, study, storage, "w")
         assert trial is not None
         hand_back(study, storage, tmp_path, trial.number, "preempted")
     assert counts(study) == {"running": 0, "complete": 0, "pruned": 0, "fail": 0, "waiting": 1}
@@ -210,7 +210,7 @@ def test_database_in_place_of_the_journal(tmp_path: Path) -> None:
     storage = open_storage(f"sqlite:///{tmp_path / 'study.db'}", tmp_path)
     sweep = make_sweep(trials=2)
     study = create_study(sweep, storage)
-    first = claim(study, storage, "w")
+    first = claim(sweep, study, storage, "w")
     assert first is not None
     hand_back(study, storage, tmp_path, first.number, "preempted")
     assert counts(study)["waiting"] == 2

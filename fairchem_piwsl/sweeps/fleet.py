@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +47,8 @@ class Fleet:
                 sent = [submitter.submit(worker) for worker in workers]
         else:
             gpus = [] if self.sweep.cpu else visible_gpus()
-            sent = [self._local(gpus, worker.index).submit(worker) for worker in workers]
+            with _inheriting_no_interrupts():
+                sent = [self._local(gpus, worker.index).submit(worker) for worker in workers]
         self.jobs += sent
         launch.update(executor=self.executor, jobs=launch["jobs"] + [str(job.job_id) for job in sent])
         write_json(self.folder / LAUNCH, launch)
@@ -91,7 +96,7 @@ class Fleet:
         return sum(not job.done() for job in self.jobs) + len(others)
 
     def stop(self, seconds: float) -> None:
-        """Have all workers hand their trials back; cancel those that have not ended after this time."""
+        """Have all workers hand their trials back; SLURM cancels those that have not ended after this time."""
         (self.folder / STOP).write_text("", encoding="utf-8")
         jobs = read_launch(self.folder)["jobs"]
         if self.executor == "slurm" and jobs:
@@ -101,9 +106,24 @@ class Fleet:
             time.sleep(0.5)
         if self.executor == "slurm" and jobs:
             subprocess.run(["scancel", "--quiet", *jobs], check=False)
-        else:
-            for job in self.jobs:
-                job.cancel(check=False)
+
+
+@contextmanager
+def _inheriting_no_interrupts() -> Iterator[None]:
+    """Processes started in the block ignore Ctrl-C and a closed terminal.
+
+    submitit's process around a local worker would kill it a second after Ctrl-C; the worker itself listens to
+    Ctrl-C again, finishes its step and hands its trial back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def queued(jobs: list[str]) -> list[str]:

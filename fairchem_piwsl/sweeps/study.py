@@ -29,13 +29,13 @@ SLOT, WORKER, REASON, RETRY, DEATHS, STEPS = "slot", "worker", "reason", "retry"
 RETRY_LOCK = "retry"
 
 
-def load_study(sweep: Sweep, storage: BaseStorage, draw: int = 0) -> optuna.Study:
+def load_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
     """The sweep's study with its sampler and pruner; one object per trial keeps Optuna's caches fresh."""
     try:
         return optuna.load_study(
             study_name=sweep.study,
             storage=storage,
-            sampler=make_sampler(sweep, draw),
+            sampler=make_sampler(sweep),
             pruner=make_pruner(sweep),
         )
     except KeyError:
@@ -88,8 +88,11 @@ def add_slots(study: optuna.Study, total: int) -> int:
     return max(0, total - len(used))
 
 
-def claim(study: optuna.Study, storage: BaseStorage, worker: str) -> optuna.Trial | None:
-    """Take the first waiting trial for this worker, or None where there is none left."""
+def claim(sweep: Sweep, study: optuna.Study, storage: BaseStorage, worker: str) -> optuna.Trial | None:
+    """Take the first waiting trial for this worker, or None where there is none left.
+
+    The sampler's seed follows from the slot: no two workers draw the same, and a sweep can be repeated.
+    """
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         try:
             mine = storage.set_trial_state_values(frozen._trial_id, state=TrialState.RUNNING)
@@ -97,6 +100,7 @@ def claim(study: optuna.Study, storage: BaseStorage, worker: str) -> optuna.Tria
             continue
         if mine:
             storage.set_trial_user_attr(frozen._trial_id, WORKER, worker)
+            study.sampler = make_sampler(sweep, draw=frozen.user_attrs[SLOT])
             return optuna.Trial(study, frozen._trial_id)
     return None
 

@@ -201,11 +201,11 @@ class _Loop:
         """Run one trial; False where this worker is done."""
         if self.stop_reason or (self.folder / STOP).exists():
             return False
-        study = load_study(self.sweep, self.storage, draw=uuid.uuid4().int % 2**31)
+        study = load_study(self.sweep, self.storage)
         if budget_spent(self.sweep, study):
             return False
         retry_dead(study, self.storage, self.folder, self.watch, self.sweep.retries)
-        trial = claim(study, self.storage, self.name)
+        trial = claim(self.sweep, study, self.storage, self.name)
         if trial is None:
             return self._wait_for_doubtful(study)
         self._run_trial(study, trial)
