@@ -6,6 +6,7 @@ import copy
 import hashlib
 import logging
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -198,7 +199,7 @@ def load_potentials(checkpoints: Sequence[str | Path], **options: Any) -> list[P
 
 
 def path_label(path: str | Path) -> str:
-    """A short name: the folder's for `checkpoint.pt` and `best_checkpoint.pt`, else the file's."""
+    """A short name: the run's for `checkpoint.pt` and `best_checkpoint.pt`, else the file's."""
     return _label_parts(path)[-1]
 
 
@@ -215,8 +216,14 @@ def unique_labels(paths: Sequence[str | Path]) -> list[str]:
 
 
 def _label_parts(path: str | Path) -> tuple[str, ...]:
-    parts = Path(path).resolve().with_suffix("").parts
-    return parts[:-1] if parts[-1] in ("checkpoint", "best_checkpoint") else parts
+    """Telling parts of a path: without `checkpoints`, general file names and upstream's time stamps."""
+    parts = [part for part in Path(path).resolve().with_suffix("").parts if part != "checkpoints"]
+    if parts[-1] in ("checkpoint", "best_checkpoint"):
+        parts.pop()
+        stamp = re.fullmatch(r"\d{4}(?:-\d\d){5}(?:-(.+))?", parts[-1])
+        if stamp:
+            parts[-1:] = [stamp[1]] if stamp[1] else []
+    return tuple(parts)
 
 
 def file_digest(path: str | Path) -> str:

@@ -85,12 +85,12 @@ def make_report(
     factor, energy_unit, _ = UNITS[units]
     names = {key: (name, unit.format(e=energy_unit)) for key, (name, unit) in QUANTITIES.items()}
     sections: list[Section] = []
-    for (dataset, n_train, model, _), methods in families(runs).items():
+    for (dataset, n_train, model, energies_only), methods in families(runs).items():
         limit = add_timed_errors(methods, factor)
         entries = compare_methods(methods, list(QUANTITIES))
         printed = _printed(methods, entries, paper_dataset) if units == "kcal/mol" else {}
         size = f"{n_train} structures" if n_train is not None else "training set not found"
-        heading = f"{dataset}, {size}, {model}"
+        heading = f"{dataset}, {size}{' with energies only' if energies_only else ''}, {model}"
         stem = file_name(f"{dataset}_{n_train or 'unknown'}_{model}_{len(sections)}")
         figures = [
             report_plots.plot_errors(entries, printed, names, heading, out / f"errors_{stem}.png"),

@@ -143,8 +143,9 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _dataset_label(source: str) -> str:
-    path = Path(source)
-    return path.parent.name if path.stem in ("train", "data", "") and path.parent.name else path.stem
+    """The last part of a path that is no general word."""
+    parts = [part for part in Path(source).with_suffix("").parts if part not in ("train", "data", "/")]
+    return parts[-1] if parts else source
 
 
 def _length(source: str) -> int | None:
