@@ -149,7 +149,7 @@ def test_names_tell_checkpoints_apart(tmp_path):
     assert unique_labels([one / "a.pt", one / "b.pt"]) == ["a", "b"]
     stamp = "2026-11-20-08-53-20"
     runs = [tmp_path / method / "seed0" / "checkpoints" / stamp / best for method in ("base", "weak")]
-    assert unique_labels(runs[:1]) == ["seed0"]
+    assert unique_labels(runs[:1]) == ["base/seed0"]
     assert unique_labels(runs) == ["base/seed0", "weak/seed0"]
     assert unique_labels([tmp_path / "run" / "checkpoints" / f"{stamp}-case-F" / best]) == ["case-F"]
     assert unique_labels([one / last, one / last]) == ["model (1)", "model (2)"]

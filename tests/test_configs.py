@@ -308,6 +308,8 @@ def test_every_file_loads_without_conflicts():
         assert not conflicts, path
         # a replaced key is announced at every start, so few runs may have any
         allowed = {"loss_functions", "optim.batch_size", "optim.max_epochs"}
+        if path.parent.name == "mace_fine_tuning":
+            allowed = {"dataset.train.transforms.element_references.energy.file"}
         assert set(replaced) <= allowed, path
         PIWSLSettings.from_config(config.get("optim", {}).get("piwsl"))
         if is_run(path):
@@ -428,7 +430,7 @@ def test_training_steps(run, tiny_data: Path, tmp_path: Path):
         if b.requires_grad
     ]
     assert sum(changed) > len(changed) / 2
-    assert math.isfinite(trainer.best_val_metric)
+    assert 0 < trainer.best_val_metric < math.inf
     assert list(tmp_path.rglob("best_checkpoint.pt"))
 
 
@@ -459,4 +461,4 @@ def test_own_data_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trainer = make_trainer({**config, "run_dir": str(tmp_path)})
     assert trainer.piwsl.c_pitc == 1.0
     trainer.train()
-    assert math.isfinite(trainer.best_val_metric)
+    assert 0 < trainer.best_val_metric < math.inf

@@ -1,0 +1,74 @@
+"""Forces as the energy gradient for models that predict energies ("GF" in the paper's tables)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from fairchem.core.common.registry import registry
+from torch import Tensor, nn
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.models.autograd_forces import energy_and_forces
+from fairchem_piwsl.models.edge_frames import differentiate_edge_frames
+
+
+@registry.register_model("gradient_forces")
+class GradientForces(nn.Module):
+    """Any fairchem model with forces F = -dE/d(pos), exact to rounding.
+
+    ```yaml
+    model:
+      name: fairchem_piwsl.models.gradient_forces.GradientForces
+      otf_graph: True
+      model:            # the block that would otherwise stand under `model`
+        name: escn
+        num_layers: 4
+    ```
+
+    The inner model is built without a force head. Its settings that fairchem reads from the outside
+    (`otf_graph`) stand in the outer block.
+    """
+
+    def __init__(
+        self, model: dict[str, Any], otf_graph: bool | None = None, regress_forces: bool = True
+    ) -> None:
+        super().__init__()
+        config = copy.deepcopy(dict(model))
+        if "name" not in config:
+            raise UserError(
+                "model.model of gradient_forces has no `name`: give the block of an energy model."
+            )
+        if otf_graph is not None:
+            config["otf_graph"] = otf_graph
+        settings = config.get("backbone", config)  # hydra keeps them one level down
+        settings["regress_forces"] = False
+        self.regress_forces = regress_forces
+        self.model = registry.get_model_class(config.pop("name"))(**config)
+        if any(getattr(module, "activation_checkpoint", False) for module in self.model.modules()):
+            raise UserError(
+                "model.model.activation_checkpoint of gradient_forces is on, but the forces need the graph of the "
+                "forward pass: set it to False."
+            )
+        differentiate_edge_frames(self.model)
+
+    def forward(self, data: Any) -> dict[str, Tensor]:
+        """Energy `[B]` and forces `[N, 3]`."""
+        if not self.regress_forces:
+            return {"energy": self._energy(data)}
+        energy, forces = energy_and_forces(self._energy, data)
+        return {"energy": energy, "forces": forces}
+
+    def _energy(self, data: Any) -> Tensor:
+        energy = self.model(data)["energy"]
+        return energy["energy"] if isinstance(energy, dict) else energy  # hydra names the head first
+
+    @property
+    def num_params(self) -> int:
+        """Number of parameters, as upstream's models report it."""
+        return sum(p.numel() for p in self.parameters())
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the inner model excludes from weight decay."""
+        names = getattr(self.model, "no_weight_decay", set)
+        return {f"model.{name}" for name in names()}

@@ -1,0 +1,194 @@
+"""MACE's `.model` files: read them, take their atomic energies, write one from a fairchem checkpoint.
+
+    python -m fairchem_piwsl.models.mace_files references MACE-OFF23_small.model element_references.npz
+    python -m fairchem_piwsl.models.mace_files export checkpoints/RUN/best_checkpoint.pt trained.model
+
+Such a file is a pickle of the whole model, made with e3nn 0.4.4, whose pickles e3nn 0.5 and newer cannot read.
+Reading converts them and builds the same model anew with the installed e3nn; writing uses the old layout, so
+that MACE's own calculator (with its e3nn 0.4.4) can use the result.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fairchem_piwsl.errors import UserError
+
+N_ELEMENTS = 119
+
+
+def import_mace() -> Any:
+    """The package `mace.modules`, or what to install."""
+    try:
+        from mace import modules
+    except ImportError as error:
+        raise UserError(
+            f"MACE needs the package mace-torch ({error}): run `pip install --no-deps -r requirements-mace.txt`."
+        ) from error
+    return modules
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the heads of a MACE model."""
+    return list(getattr(model, "heads", None) or ["Default"])
+
+
+def read_model(path: str | Path) -> nn.Module:
+    """The model of a `.model` file, on the CPU and in the file's precision."""
+    import_mace()
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"model.foundation {path} does not exist: give the path of a MACE .model file.")
+    try:
+        with _pickles_of_e3nn_044():
+            model = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise UserError(f"model.foundation {path} cannot be read as a MACE model ({error}).") from error
+    if not hasattr(model, "atomic_energies_fn"):
+        raise UserError(f"model.foundation {path} holds a {type(model).__name__}, not a MACE model.")
+    return _rebuilt(model)
+
+
+def atomic_energies(model: nn.Module, head: str | None = None) -> np.ndarray:
+    """Energies of isolated atoms of a MACE model in eV, `[119]`, indexed by atomic number; default the last head."""
+    energies = torch.atleast_2d(model.atomic_energies_fn.atomic_energies)
+    row = head_names(model).index(head) if head is not None else len(energies) - 1
+    references = np.zeros(N_ELEMENTS)
+    references[model.atomic_numbers.numpy()] = energies[row].double().numpy()
+    return references
+
+
+def write_model(model: nn.Module, path: str | Path, references: np.ndarray, scale: float = 1.0) -> None:
+    """Write a MACE model as a `.model` file.
+
+    references `[119]` are the atomic energies in eV that the file shall have (for every head); `scale` turns
+    the model's unit of energy into eV. The model itself is left as it is.
+    """
+    model = _rebuilt(model.cpu())
+    energies = model.atomic_energies_fn.atomic_energies
+    energies.copy_(torch.as_tensor(references[model.atomic_numbers.numpy()]).expand_as(energies))
+    model.scale_shift.scale *= scale
+    model.scale_shift.shift *= scale
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with _pickles_of_e3nn_044():
+        torch.save(model, temporary)
+    os.replace(temporary, path)
+
+
+def export(checkpoint: str | Path, path: str | Path) -> None:
+    """Write the MACE model of a fairchem checkpoint as a `.model` file in eV."""
+    from fairchem.core.common.utils import load_model_and_weights_from_checkpoint
+
+    if not Path(checkpoint).is_file():
+        raise UserError(f"{checkpoint} does not exist: give the path of a checkpoint of a MACE run.")
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    model = load_model_and_weights_from_checkpoint(str(checkpoint))
+    if not hasattr(model, "mace"):
+        raise UserError(f"{checkpoint} holds a {type(model).__name__}: only MACE can be exported.")
+    normalizer = content.get("normalizers", {}).get("energy", {"mean": torch.zeros(1), "rmsd": torch.ones(1)})
+    if float(normalizer["mean"]) != 0:
+        raise UserError(
+            f"{checkpoint} was trained with an energy normalizer of mean {float(normalizer['mean'])}, which MACE has "
+            "no place for: train with mean 0."
+        )
+    references = np.zeros(N_ELEMENTS)
+    if "energy" in content.get("elementrefs", {}):
+        values = content["elementrefs"]["energy"]["element_references"].double().numpy()
+        references[: len(values)] = values[:N_ELEMENTS]
+    write_model(model.mace, path, references, float(normalizer["rmsd"]) / model.ev_per_output)
+
+
+def _rebuilt(model: nn.Module) -> nn.Module:
+    """An equal model made by the installed e3nn: pickles carry over the attributes of the e3nn that wrote them."""
+    from mace.tools.scripts_utils import extract_config_mace_model
+
+    config = extract_config_mace_model(model)
+    if "error" in config:
+        raise UserError(f"The MACE file holds a {type(model).__name__}: only ScaleShiftMACE can be used.")
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(next(model.parameters()).dtype)
+    try:
+        rebuilt = type(model)(**config)
+    finally:
+        torch.set_default_dtype(default)
+    missing = rebuilt.load_state_dict(model.state_dict(), strict=False).missing_keys
+    lost = sorted(set(missing) & {name for name, _ in rebuilt.named_parameters()})
+    if lost:
+        raise UserError(f"The MACE file was written by another version of MACE: it lacks {lost[0]}.")
+    make_copyable(rebuilt)
+    return rebuilt
+
+
+def make_copyable(model: nn.Module) -> None:
+    """Let a MACE model be copied and pickled: e3nn compiles its spherical harmonics into a function that cannot."""
+    from e3nn.o3 import _spherical_harmonics
+
+    if hasattr(model.spherical_harmonics, "sph_func"):
+        model.spherical_harmonics.sph_func = _spherical_harmonics._spherical_harmonics
+
+
+@contextmanager
+def _pickles_of_e3nn_044() -> Iterator[None]:
+    """Inside the block, modules are pickled and unpickled in the layout of e3nn 0.4.4.
+
+    That layout has bare TorchScript bytes where newer versions have a pair (kind, bytes).
+    """
+    from e3nn.util.codegen import CodeGenMixin
+
+    get_state, set_state = CodeGenMixin.__getstate__, CodeGenMixin.__setstate__
+
+    def to_old(self: Any) -> dict[str, Any]:
+        state = get_state(self)
+        if "__codegen__" in state:
+            state["__codegen__"] = {
+                name: entry[1] if isinstance(entry, tuple) else entry
+                for name, entry in state["__codegen__"].items()
+            }
+        return state
+
+    def from_old(self: Any, state: dict[str, Any]) -> None:
+        if "__codegen__" in state:
+            compiled = {
+                name: ("torchscript", entry) if isinstance(entry, bytes) else entry
+                for name, entry in state["__codegen__"].items()
+            }
+            state = state | {"__codegen__": compiled}
+        set_state(self, state)
+
+    CodeGenMixin.__getstate__, CodeGenMixin.__setstate__ = to_old, from_old
+    try:
+        yield
+    finally:
+        CodeGenMixin.__getstate__, CodeGenMixin.__setstate__ = get_state, set_state
+
+
+def main(arguments: list[str]) -> None:
+    """`references FILE.model OUT.npz` or `export CHECKPOINT OUT.model`."""
+    from fairchem_piwsl.datasets.references import write_references
+
+    if len(arguments) != 3 or arguments[0] not in ("references", "export"):
+        raise UserError(
+            "usage: references FILE.model element_references.npz | export CHECKPOINT.pt FILE.model"
+        )
+    command, source, target = arguments
+    if command == "export":
+        export(source, target)
+    else:
+        write_references(Path(target), atomic_energies(read_model(source)))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(f"mace: {error}") from None
