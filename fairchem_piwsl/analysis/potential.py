@@ -200,19 +200,21 @@ def load_potentials(checkpoints: Sequence[str | Path], **options: Any) -> list[P
 
 def path_label(path: str | Path) -> str:
     """A short name: the run's for `checkpoint.pt` and `best_checkpoint.pt`, else the file's."""
-    return _label_parts(path)[-1]
+    return unique_labels([path])[0]
 
 
 def unique_labels(paths: Sequence[str | Path]) -> list[str]:
     """Short names for `paths`, made longer by leading folders until no two are the same."""
     folders = [_label_parts(path) for path in paths]
     files = [Path(path).resolve().with_suffix("").parts for path in paths]
+    # `seed0` alone tells little: the method is in the folder above.
+    shortest = 2 if any(re.fullmatch(r"(seed|run)?[-_]?\d+", parts[-1]) for parts in folders) else 1
     for parts in (folders, files):
-        for depth in range(1, max(map(len, parts), default=0) + 1):
+        for depth in range(shortest, max(map(len, parts), default=0) + 1):
             names = ["/".join(part[-depth:]) for part in parts]
             if len(set(names)) == len(names):
                 return names
-    return [f"{path_label(path)} ({number})" for number, path in enumerate(paths, 1)]
+    return [f"{parts[-1]} ({number})" for number, parts in enumerate(folders, 1)]
 
 
 def _label_parts(path: str | Path) -> tuple[str, ...]:
