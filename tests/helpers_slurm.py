@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -34,6 +35,7 @@ def slurm() -> Iterator[Path]:
     yield folder
     subprocess.run(["scancel", "--user", str(os.getuid())], check=False)
     subprocess.run(["bash", SCRIPT, "stop", folder], capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
     os.environ.clear()
     os.environ.update(old)
 
