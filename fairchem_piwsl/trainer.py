@@ -109,6 +109,9 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
         """Supervised loss (Eq. 1), in training plus the weighted weak terms (Eq. 5)."""
         loss = super()._compute_loss(out, batch)
         self._loss_terms = self._supervised_terms()
+        for output in self._outputs_without_loss():
+            # distributed training, which fairchem uses on a single rank too, wants every parameter in the graph
+            loss = loss + 0.0 * out[output].sum()
         displaced = getattr(out, "displaced", None)
         if self.model.training and displaced is not None:
             ramp = self.piwsl.ramp(self.step)
@@ -119,6 +122,10 @@ class PIWSLForcesTrainer(ResumableMixin, OCPTrainer):
                 self._loss_terms[f"loss_{name}"] = value.detach()
                 self._loss_terms[f"weighted_{name}"] = weighted.detach()
         return loss
+
+    def _outputs_without_loss(self) -> set[str]:
+        """Outputs that no supervised loss sees, e.g. forces where training is on energies only."""
+        return set(self.output_targets) - {target for target, _ in self.loss_functions}
 
     def _weak_terms(
         self, at: Displaced, out: dict[str, Tensor], batch: Batch

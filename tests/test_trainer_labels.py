@@ -214,3 +214,19 @@ def test_fixed_atoms_neither_move_nor_count(tmp_path):
     norm = (out["forces"].detach() - batch.forces / KCAL_PER_MOL).norm(dim=-1)[~fixed].mean()
     assert trainer._loss_terms["loss_forces"].item() == pytest.approx(norm.item(), rel=1e-5)
     trainer.train(disable_eval_tqdm=True)
+
+
+def test_energy_loss_alone_leaves_the_force_output_to_pitc(tiny_data, tmp_path):
+    """Every parameter gets a gradient (distributed training insists), of zero in the force output without PITC."""
+    for piwsl, learns in (({}, False), ({"c_pitc": 1.0}, True)):
+        config = make_config(tiny_data, tmp_path, "painn", piwsl)
+        config["loss_functions"] = [{"energy": {"fn": "mae", "coefficient": 1}}]
+        trainer = make_trainer(config)
+        trainer.step = 1
+        trainer.model.train()
+        batch = next(iter(trainer.train_loader))
+        trainer._compute_loss(trainer._forward(batch), batch).backward()
+        assert all(p.grad is not None for p in trainer.model.parameters() if p.requires_grad)
+        output = [p.grad for n, p in trainer.model.named_parameters() if n.startswith("out_forces")]
+        assert output
+        assert any(gradient.abs().sum() > 0 for gradient in output) == learns
