@@ -52,7 +52,7 @@ def references_of_difference(
 def from_config(config: Mapping[str, Any]) -> np.ndarray:
     """`references_of_difference` for the model and the training set of a fairchem config."""
     setup_imports()
-    block = {**config["model"], "regress_forces": False}
+    block = dict(config["model"])
     model = registry.get_model_class(block.pop("name"))(**block)
     checkpoint = config["optim"].get("finetune_from")
     if checkpoint:
