@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,15 @@ class Run:
     includes: list[str]
     optim: dict[str, Any] = field(default_factory=dict)
     loss_functions: list[dict[str, Any]] | None = None
+    element_references: str | None = None
 
     def text(self) -> str:
         lines = [f"# {self.title}", "includes:"]
         up = "../" * (len(Path(self.path).parts) - 1)
         lines += [f"  - {up}{name}" for name in self.includes]
+        if self.element_references:
+            references = {"element_references": {"energy": {"file": self.element_references}}}
+            lines += ["", *_block({"dataset": {"train": {"transforms": references}}}, "")]
         if self.loss_functions:
             lines += ["", "loss_functions:"]
             for term in self.loss_functions:
@@ -177,7 +181,9 @@ def _beyond() -> Iterator[Run]:
     for model in TITLES:
         yield from _baseline_and_piwsl("md22", "md22_Ac-Ala3-NHMe_1000", model)
     for model in ("mace_off", "mace_mp"):
-        yield from _baseline_and_piwsl("mace_fine_tuning", "md17_ccsd_t_aspirin_100", model)
+        file = f"data/md17_ccsd_t_aspirin_100/element_references_{model}.npz"
+        for run in _baseline_and_piwsl("mace_fine_tuning", "md17_ccsd_t_aspirin_100", model):
+            yield replace(run, element_references=file)
     yield from _baseline_and_piwsl("mace", "rmd17_aspirin_100", "mace")
 
 
