@@ -123,7 +123,8 @@ def plot(results: Sequence[Result], test: Path, path: Path, title: str) -> Path:
                 xlabel=f"reference {label}, {unit}", ylabel=f"predicted {label}, {unit}", title="test set"
             )
         for axes, label in ((curve_e, "energy RMSE, kcal/mol"), (curve_f, "forces RMSE, kcal/mol/Å")):
-            axes.set(xlabel="training step", ylabel=label, yscale="log", title="validation set")
+            axes.set(xlabel="training step", ylabel=label, title="validation set")
+            axes.set_ylim(bottom=0)
         for axes in (parity_e, parity_f, curve_e, curve_f):
             axes.legend(markerscale=3)
         return plots.save(fig, path)
