@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from fairchem.core import _cli
 from fairchem.core.common.utils import setup_logging
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from fairchem_piwsl import preflight
 from fairchem_piwsl.cluster import Runner, run
 from fairchem_piwsl.cluster_submit import build_configs, parser, submit
 from fairchem_piwsl.errors import UserError
+
+#: the names of `PIWSLForcesTrainer` in a config
+OWN_TRAINER = ("piwsl_forces", "fairchem_piwsl.trainer.PIWSLForcesTrainer")
 
 # so that fairchem's own command line and Python API send jobs that bring the plugin along
 _cli.Runner = Runner
@@ -25,6 +30,7 @@ def main() -> None:
     try:
         if args.num_gpus < 1:
             raise UserError("--num-gpus is the number of ranks on a node and must be at least 1.")
+        check_checkpoint(args.mode, args.checkpoint)
         configs = build_configs(args, overrides)
         if args.submit:
             submit(args, configs)
@@ -36,11 +42,23 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
+def check_checkpoint(mode: str, checkpoint: str | None) -> None:
+    """A missing checkpoint, before anything is written."""
+    if checkpoint and not Path(checkpoint).exists():
+        raise UserError(f"checkpoint {checkpoint} does not exist: check the path given to --checkpoint.")
+    if mode != "train" and not checkpoint:
+        raise UserError(f"--mode {mode} needs trained weights: add --checkpoint .../best_checkpoint.pt.")
+
+
 def run_here(config: dict[str, Any], ranks: int) -> None:
     """Train in this process, or in `ranks` processes of this machine."""
     if ranks == 1:
         run(config)
         return
+    if config.get("trainer") in OWN_TRAINER:
+        # before ranks start, each of which would print a mistake with a traceback
+        keys = ("model", "outputs", "dataset", "loss_functions", "evaluation_metrics")
+        preflight.check({"optimizer": config["optim"], **{key: config.get(key, {}) for key in keys}})
     # An open LMDB cannot be handed to another process, so the ranks read their data themselves.
     config["optim"]["num_workers"] = 0
     logging.info(f"{ranks} ranks on this machine; optim.num_workers is 0 there")
