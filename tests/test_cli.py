@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,17 @@ def run(tiny_data, tmp_path_factory) -> dict[str, Any]:
 
 
 def in_process(monkeypatch, config: Path, run_dir: Path, *arguments: str, mode: str = "train") -> None:
-    """The same command without the seconds that a new process takes to import everything."""
+    """The same command without the seconds that a new process takes to import everything.
+
+    It gets copies of the data sets, since LMDB refuses to open a file twice in one process.
+    """
+    copies = []
+    if config.is_file():
+        for split, block in yaml.safe_load(config.read_text())["dataset"].items():
+            key = f"--dataset.{split}.src="
+            if not any(argument.startswith(key) for argument in arguments):
+                folder = Path(tempfile.mkdtemp(dir=config.parent))
+                copies.append(key + str(shutil.copy(block["src"], folder)))
     words = [
         "main.py",
         "--mode",
@@ -75,6 +87,7 @@ def in_process(monkeypatch, config: Path, run_dir: Path, *arguments: str, mode: 
         "--run-dir",
         str(run_dir),
         "--cpu",
+        *copies,
         *arguments,
     ]
     monkeypatch.setattr(sys, "argv", words)
@@ -186,6 +199,12 @@ def test_missing_and_truncated_data(monkeypatch, capsys, tiny_data, tmp_path):
     assert "damaged.lmdb cannot be read" in line
 
 
+def test_mistake_before_ranks_are_started(monkeypatch, capsys, tiny_data, tmp_path):
+    config = write_config(tiny_data, tmp_path / "run")
+    line = refused(monkeypatch, capsys, config, tmp_path / "run", "--num-gpus", "2", "--optim.piwsl.k_2nd=1")
+    assert "optim.piwsl.k_2nd must be in [0, 0.5]" in line
+
+
 def test_outputs_without_forces(monkeypatch, capsys, tiny_data, tmp_path):
     config = edited(
         tiny_data, tmp_path, outputs={"energy": {"level": "system"}},
@@ -223,6 +242,11 @@ if sys.argv[2] == "without":
             if name.split(".")[0] == "fairchem_piwsl":
                 raise ModuleNotFoundError(name, name=name)
     sys.meta_path.insert(0, Blocker())
+    from fairchem.core.common.utils import setup_imports
+    try:
+        setup_imports()
+    except ModuleNotFoundError as error:  # upstream's first call insists on it, its second does not
+        assert error.name == "torch_sparse"
 import numpy as np
 from ase.build import molecule
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
