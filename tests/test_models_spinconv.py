@@ -135,6 +135,14 @@ def test_coordinates_at_the_poles_are_constant_and_differentiable():
     assert grad[3].any()
 
 
+def test_mixed_precision_keeps_the_geometry():
+    model, batch = build(SPINCONV), batch_of(structures())
+    expected = model(batch)["energy"].detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        energy = model(batch)["energy"].detach().float()
+    torch.testing.assert_close(energy, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
 def test_rotations_are_rotations():
     rotation = random_rotations(50, 3, torch.zeros(1, dtype=torch.float64))
     identity = torch.eye(3, dtype=torch.float64).expand_as(rotation)

@@ -53,14 +53,16 @@ class EdgeFrames:
         angle = edge_vector.new_zeros(len(edge_vector))
         if self._module[0].training:
             angle = 2 * math.pi * torch.rand_like(angle)
-        self._rotation = align_with_y(F.normalize(edge_vector, dim=-1), angle)
+        with torch.autocast(edge_vector.device.type, enabled=False):
+            self._rotation = align_with_y(F.normalize(edge_vector, dim=-1), angle)
         return self._rotation.detach()
 
     def put_in_place(self, *_: Any) -> None:
         """Forward pre-hook of the first user of the Wigner matrices: replaces the detached ones."""
         assert self._rotation is not None
         for user in self._users():
-            user.wigner = wigner_matrices(self._rotation, user.lmax)
+            with torch.autocast(self._rotation.device.type, enabled=False):
+                user.wigner = wigner_matrices(self._rotation, user.lmax)
             user.wigner_inv = user.wigner.transpose(1, 2)
 
     def release(self, *_: Any) -> None:

@@ -63,7 +63,7 @@ def atomic_energies(model: nn.Module, head: str | None = None) -> np.ndarray:
     energies = torch.atleast_2d(model.atomic_energies_fn.atomic_energies)
     row = head_names(model).index(head) if head is not None else len(energies) - 1
     references = np.zeros(N_ELEMENTS)
-    references[model.atomic_numbers.numpy()] = energies[row].double().numpy()
+    references[model.atomic_numbers.cpu().numpy()] = energies[row].double().numpy()
     return references
 
 
@@ -73,9 +73,9 @@ def write_model(model: nn.Module, path: str | Path, references: np.ndarray, scal
     references `[119]` are the atomic energies in eV that the file shall have (for every head); `scale` turns
     the model's unit of energy into eV. The model itself is left as it is.
     """
-    model = _rebuilt(model.cpu())
+    model = _rebuilt(model).cpu()
     energies = model.atomic_energies_fn.atomic_energies
-    energies.copy_(torch.as_tensor(references[model.atomic_numbers.numpy()]).expand_as(energies))
+    energies.copy_(torch.as_tensor(references[model.atomic_numbers.cpu().numpy()]).expand_as(energies))
     model.scale_shift.scale *= scale
     model.scale_shift.shift *= scale
     path = Path(path)

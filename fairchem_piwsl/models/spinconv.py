@@ -150,10 +150,13 @@ class SpinConv(nn.Module, GraphModelMixin):
         incoming, mask = incoming_edges(target, len(number))
 
         # Edges that arrive at an edge's source, on the sphere in the edge's frame
-        frames = edge_frames(graph.edge_distance_vec, graph.edge_distance, target, len(number), self.cutoff)
         on_sphere = incoming[source]
-        seen = torch.einsum("eij,edj->edi", frames, unit[on_sphere])
-        weights = splat_spectrum(seen, mask[source], self.n_lat, self.n_long)
+        with torch.autocast(unit.device.type, enabled=False):  # angles need all digits
+            frames = edge_frames(
+                graph.edge_distance_vec, graph.edge_distance, target, len(number), self.cutoff
+            )
+            seen = torch.einsum("eij,edj->edi", frames, unit[on_sphere])
+            weights = splat_spectrum(seen, mask[source], self.n_lat, self.n_long)
 
         x_dist = self.dist_block(graph.edge_distance, *elements)
         x = F.silu(self.distfc2(F.silu(self.distfc1(x_dist))))
@@ -174,12 +177,13 @@ class SpinConv(nn.Module, GraphModelMixin):
         self, messages: Tensor, unit: Tensor, incoming: Tensor, mask: Tensor, number: Tensor
     ) -> Tensor:
         """Mean over random orientations of the forces read off around each atom, `[N, 3]`."""
-        rotation = random_rotations(len(number), self.num_rand_rotations, unit)
-        views = views_along_axes(rotation)  # [N, R * 3, 3, 3]
-        seen = torch.einsum("nvij,ndj->ndvi", views, unit[incoming])
-        n_atoms, n_neighbours, n_views, _ = seen.shape
-        mask = mask[:, :, None].expand(-1, -1, n_views)
-        weights = splat_spectrum(seen, mask, self.n_lat, self.n_long).view(n_atoms, n_neighbours, -1)
+        n_atoms, n_neighbours = incoming.shape
+        with torch.autocast(unit.device.type, enabled=False):
+            rotation = random_rotations(n_atoms, self.num_rand_rotations, unit)
+            views = views_along_axes(rotation)  # [N, R * 3, 3, 3]
+            seen = torch.einsum("nvij,ndj->ndvi", views, unit[incoming])
+            mask = mask[:, :, None].expand(-1, -1, views.shape[1])
+            weights = splat_spectrum(seen, mask, self.n_lat, self.n_long).view(n_atoms, n_neighbours, -1)
         along = self.force_output_block(weights, messages[incoming], number).view(n_atoms, -1, 3)
         return torch.einsum("nrij,nri->nj", rotation, along) / self.num_rand_rotations
 
