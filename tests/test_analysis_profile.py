@@ -128,8 +128,10 @@ def test_bad_input_is_named(setup, ethanol):
 
 def test_xtb_reference(setup, tmp_path):
     pytest.importorskip("tblite")
-    structure, checkpoint = setup
-    # In a process of its own: tblite has to be loaded before torch, and the command line does that.
+    _, checkpoint = setup
+    # In a process of its own: tblite has to be loaded before torch (which an LMDB needs too), and the command
+    # line does that.
+    structure = write_lmdb(tmp_path / "structure.lmdb", rattled(["CH3CH2OH"], 1, amplitude=0.0))
     command = [
         sys.executable,
         "-m",

@@ -50,6 +50,8 @@ def run_md(
         raise UserError("give either a checkpoint or --calculator.")
     if steps < 1 or seeds < 1:
         raise UserError("--steps and --seeds must be 1 or more.")
+    if calculator is not None:
+        reference_calculator(calculator)  # first of all: reading an LMDB loads torch, tblite must precede it
     atoms = _molecule_or_crystal(read_structure(structure, index))
     reference = _reference_frames(reference_trajectory, atoms)
     name, source, engine = _engine(checkpoint, calculator, load_options)

@@ -47,6 +47,10 @@ def bond_profile(
         )
     if not checkpoints and reference is None:
         raise UserError("give at least one checkpoint, or --reference xtb.")
+    if reference is not None:
+        reference_calculator(
+            reference
+        )  # first of all: reading an LMDB loads torch, and tblite must precede it
     atoms = read_structure(structure, index)
     atoms = as_molecule(atoms) if is_isolated(atoms) else atoms
     atoms.set_constraint()
