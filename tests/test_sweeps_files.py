@@ -17,6 +17,7 @@ from fairchem_piwsl.sweeps.configs import dotted_keys, get_value, load_base, wit
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
 from fairchem_piwsl.sweeps.space import parse_space, suggest
 from fairchem_piwsl.sweeps.spec import Objective, Sweep, load_sweep, parse_sweep
+from fairchem_piwsl.sweeps.study import base_values
 
 FLOAT = {"type": "float", "low": 0.0, "high": 1.0}
 
@@ -59,6 +60,17 @@ def test_space_kinds_and_conditions() -> None:
     assert inactive == {"lr": 1e-3, "n": 3, "kind": "a"}
     values = {"lr": 1e-3, "n": 3, "kind": "b", "only_b": 0.5, "below_b": 0.1}
     assert suggest(FixedTrial(values), space) == values
+
+
+def test_base_values_as_far_as_the_space_holds_them() -> None:
+    space = {
+        "optim.lr_initial": FLOAT,
+        "optim.batch_size": {"type": "int", "low": 1, "high": 9, "step": 2},  # holds odd numbers, base has 4
+        "optim.optimizer": {"type": "categorical", "choices": ["AdamW", "SGD"]},
+        "optim.piwsl.eps_max": {"type": "float", "low": 0.001, "high": 1.0, "log": True},  # a default
+    }
+    values = base_values(parse(space=space))
+    assert values == {"optim.lr_initial": 0.1, "optim.optimizer": "AdamW", "optim.piwsl.eps_max": 0.01}
 
 
 @pytest.mark.parametrize(

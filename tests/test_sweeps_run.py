@@ -42,6 +42,7 @@ def test_finds_the_minimum_and_writes_it(tmp_path: Path) -> None:
     state = summary(sweep, study, folder)
     assert state["complete"] == 15
     assert state["workers"] == []
+    assert state["base"]["params"] == {"optim.lr_initial": 0.1}
     found = best_config(folder, tmp_path / "best.yml")
     assert found["params"]["optim.lr_initial"] == pytest.approx(0.3, abs=0.1)
     best = yaml.safe_load((tmp_path / "best.yml").read_text())

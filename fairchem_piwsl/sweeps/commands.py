@@ -116,6 +116,8 @@ def render(state: dict[str, Any]) -> RenderableType:
         table.add_row("best", f"{', '.join(f'{v:.5g}' for v in found['values'])} (trial {found['trial']})")
         for key, value in found["params"].items():
             table.add_row("", f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}")
+    if state["base"]:
+        table.add_row("base config", f"{', '.join(f'{v:.5g}' for v in state['base']['values'])}")
     for slot, reason in list(state["failures"].items())[-5:]:
         table.add_row("failed", Text(f"trial {slot}: {reason}", overflow="ellipsis", no_wrap=True))
     jobs = Table("job", "host", "trial", "silent / s", title="workers", title_justify="left")

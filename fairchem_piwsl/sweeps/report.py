@@ -67,6 +67,9 @@ def _page(sweep: Any, study: Any, state: dict[str, Any], names: list[str], image
         settings = ", ".join(f"{key} = {_short(value)}" for key, value in best["params"].items())
         values = ", ".join(_short(value) for value in best["values"])
         parts.append(f"<p><b>Best: {values}</b> (trial {best['trial']}): <code>{escape(settings)}</code></p>")
+    if state["base"]:
+        values = ", ".join(_short(value) for value in state["base"]["values"])
+        parts.append(f"<p>The base config's own settings: {values}.</p>")
     for name, image in images.items():
         data = base64.b64encode(image).decode()
         parts.append(f"<h2>{TITLES[name]}</h2><img alt='{name}' src='data:image/png;base64,{data}'>")

@@ -15,7 +15,7 @@ from fairchem_piwsl.sweeps.folder import load_folder, write_yaml
 from fairchem_piwsl.sweeps.heartbeat import read_workers
 from fairchem_piwsl.sweeps.spec import Sweep
 from fairchem_piwsl.sweeps.storage import open_storage
-from fairchem_piwsl.sweeps.study import REASON, SLOT, best_trials, counts, load_study, slots
+from fairchem_piwsl.sweeps.study import BASE, REASON, SLOT, best_trials, counts, load_study, slots
 
 
 def open_sweep(folder: Path) -> tuple[Sweep, optuna.Study]:
@@ -38,6 +38,9 @@ def summary(sweep: Sweep, study: optuna.Study, folder: Path) -> dict[str, Any]:
         **counts(study),
         "retries": len(study.get_trials(deepcopy=False)) - len(latest),
         "training_seconds": round(sum(seconds), 1),
+        "base": next(
+            (describe_trial(t) for t in latest.values() if t.user_attrs.get(BASE) and t.values), None
+        ),
         "best": [describe_trial(trial) for trial in best_trials(study)],
         "failures": {slot: trial.user_attrs.get(REASON, "unknown reason") for slot, trial in failed.items()},
         "workers": running_workers(sweep, folder),

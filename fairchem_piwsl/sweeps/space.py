@@ -152,6 +152,19 @@ def _suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> A
     )
 
 
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a value can be drawn from the distribution."""
+    if isinstance(distribution, CategoricalDistribution):
+        return any(value == choice and type(value) is type(choice) for choice in distribution.choices)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    if isinstance(distribution, IntDistribution) and value != int(value):
+        return False
+    steps = 0.0 if distribution.step is None else (value - distribution.low) / distribution.step
+    return distribution.low <= value <= distribution.high and abs(steps - round(steps)) < 1e-8
+
+
 def fingerprint(space: tuple[Parameter, ...]) -> dict[str, str]:
     """One text per entry that tells two search spaces apart."""
     return {p.key: f"{distribution_to_json(p.distribution)} when {dict(p.when)}" for p in space}

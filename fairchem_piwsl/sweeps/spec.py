@@ -69,6 +69,7 @@ class Sweep:
     seed: int = 0
     cpu: bool = False
     amp: bool = False
+    base_first: bool = True
     function: str = TRAINING
     job: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +77,7 @@ class Sweep:
 
 KEYS = (
     "study", "base", "set", "space", "objective", "sampler", "pruner", "trials", "workers", "budget",
-    "storage", "retries", "heartbeat", "seed", "cpu", "amp", "function", "job",
+    "storage", "base_first", "retries", "heartbeat", "seed", "cpu", "amp", "function", "job",
 )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def parse_sweep(content: Mapping[str, Any], base: dict[str, Any], default_name: 
     job = content.get("job") or {}
     if not isinstance(job, Mapping):
         raise UserError("job must be a block of submitit's parameters, as in 'timeout_min: 240'.")
-    for flag in ("cpu", "amp"):
+    for flag in ("cpu", "amp", "base_first"):
         if not isinstance(content.get(flag, False), bool):
             raise UserError(f"{flag} must be true or false, not {content[flag]!r}.")
     return Sweep(
@@ -160,6 +161,7 @@ def parse_sweep(content: Mapping[str, Any], base: dict[str, Any], default_name: 
         seed=int(read_number("seed", content.get("seed", 0), "int")),
         cpu=content.get("cpu", False),
         amp=content.get("amp", False),
+        base_first=content.get("base_first", True),
         function=function,
         job=dict(job),
         source=dict(content),

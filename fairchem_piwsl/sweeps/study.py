@@ -20,12 +20,15 @@ from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.sweeps.configs import get_value
 from fairchem_piwsl.sweeps.heartbeat import Watch
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
-from fairchem_piwsl.sweeps.space import fingerprint
+from fairchem_piwsl.sweeps.space import contains, fingerprint
 from fairchem_piwsl.sweeps.spec import Sweep
 
 SLOT, WORKER, REASON, RETRY, DEATHS, STEPS = "slot", "worker", "reason", "retry", "deaths", "steps"
+BASE = "base"
 RETRY_LOCK = "retry"
 
 
@@ -63,8 +66,24 @@ def create_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
         ) from None
     study.set_user_attr("space", fingerprint(sweep.space))
     study.set_user_attr("metrics", list(sweep.objective.metrics))
+    if sweep.base_first and sweep.sampler["name"] != "grid":
+        # so that the best trial is never worse than the settings one came with
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                user_attrs={SLOT: 0, BASE: True},
+                system_attrs={"fixed_params": base_values(sweep)},
+            )
+        )
     add_slots(study, sweep.trials)
     return study
+
+
+def base_values(sweep: Sweep) -> dict[str, Any]:
+    """The base config's own values of the searched entries, as far as the search space holds them."""
+    defaults = {f"optim.piwsl.{name}": value for name, value in PIWSLSettings().to_config().items()}
+    values = {p.key: get_value(sweep.base, p.key, defaults.get(p.key)) for p in sweep.space}
+    return {p.key: values[p.key] for p in sweep.space if contains(p.distribution, values[p.key])}
 
 
 def check_same_space(study: optuna.Study, sweep: Sweep) -> None:
@@ -181,15 +200,15 @@ def add_missing_retries(study: optuna.Study) -> None:
     """Add the waiting successors, also those that a process killed in between had no time to add."""
     for trial in missing_retries(study):
         attributes = {SLOT: trial.user_attrs[SLOT], "retry_of": trial.number}
-        if DEATHS in trial.user_attrs:
-            attributes[DEATHS] = trial.user_attrs[DEATHS]
+        attributes |= {name: trial.user_attrs[name] for name in (DEATHS, BASE) if name in trial.user_attrs}
+        fixed = trial.params or trial.system_attrs.get("fixed_params", {})
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,
                 params=trial.params,
                 distributions=trial.distributions,
                 user_attrs=attributes,
-                system_attrs={"fixed_params": trial.params} if trial.params else {},
+                system_attrs={"fixed_params": fixed} if fixed else {},
             )
         )
 
