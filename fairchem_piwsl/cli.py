@@ -44,7 +44,9 @@ def _bench(
     config_yml: Annotated[Path, typer.Option(help="fairchem config with optim.piwsl")],
     rounds: Annotated[int, typer.Option(min=2, help="steps of each variant that are measured")] = 20,
     cpu: Annotated[bool, typer.Option("--cpu", help="use the CPU although there is a GPU")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the result to this file")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="also write the result to this file")
+    ] = None,
 ) -> None:
     """What a PIWSL step costs: against a plain step, an enlarged batch and separate calls.
 
