@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -23,7 +25,13 @@ def slurm() -> Iterator[Path]:
     """Two nodes on this machine; the tests are skipped, with the reason, where they cannot be started."""
     folder = Path(tempfile.mkdtemp(prefix="piwsl-slurm-"))
     folder.chmod(0o755)
-    done = subprocess.run(["bash", SCRIPT, "start", folder], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        ["bash", SCRIPT, "start", folder],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "SLURM_TEST_PORT": str(free_ports())},
+    )
     if done.stdout.split()[-1:] != ["ready"]:
         subprocess.run(["bash", SCRIPT, "stop", folder], capture_output=True)
         pytest.skip(f"no SLURM here: {(done.stderr.strip().splitlines() or ['unknown reason'])[-1]}")
@@ -38,6 +46,19 @@ def slurm() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     os.environ.clear()
     os.environ.update(old)
+
+
+def free_ports() -> int:
+    """First of 20 ports that no one listens on, so that clusters of several test runs do not meet."""
+    for first in random.sample(range(40_000, 60_000, 20), 100):
+        try:
+            for port in range(first, first + 20):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise RuntimeError("no free ports")
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:

@@ -5,7 +5,7 @@
 #   start_slurm.sh stop DIR     end the daemons that were started for DIR
 #
 # Two nodes, nodea and nodeb, of 8 pretended CPUs each. Partitions: main (default), low (may be evicted by
-# high, with a warning of 20 s), high. Source DIR/env to use it.
+# high, with a warning of 20 s), high. Source DIR/env to use it. SLURM_TEST_PORT is the first of 13 ports.
 set -euo pipefail
 
 action=${1:?start or stop}
@@ -30,7 +30,15 @@ try_for() { # seconds command...
     done
 }
 
-install_packages() {
+install_packages() { # one process at a time: dpkg does not wait for another one
+    local lock
+    exec {lock}>/tmp/piwsl-slurm-install.lock
+    flock "$lock"
+    look_for_packages
+    exec {lock}>&-
+}
+
+look_for_packages() {
     local missing=() name
     for name in slurmctld slurmd slurm-client munge; do
         dpkg -s "$name" >/dev/null 2>&1 || missing+=("$name")
@@ -47,6 +55,8 @@ write_files() {
     chmod 755 "$dir" "$dir/munge"
     cat >"$dir/slurm.conf" <<CONF
 ClusterName=tests
+# Job numbers of two such clusters on one machine must differ, ports of trainings follow from them.
+FirstJobId=$port
 SlurmctldHost=$machine(127.0.0.1)
 SlurmctldPort=$port
 SlurmUser=root
