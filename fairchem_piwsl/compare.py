@@ -7,10 +7,12 @@ an interrupted comparison goes on where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from rich.progress import (
 from fairchem_piwsl.errors import UserError
 
 _STEP = re.compile(r"\bstep: ([0-9.e+]+)")
+_TOTAL = re.compile(r"training steps: (\d+)")
 _SECONDS = re.compile(r"Total time taken: ([0-9.]+)")
 
 
@@ -40,7 +43,7 @@ class Result:
     energy_rmse: float
     #: kcal/mol/Angstrom, over components
     forces_rmse: float
-    #: wall time of the training process without Python's imports, validations included
+    #: wall time of training on one thread, validations included, Python's imports not
     train_seconds: float
     checkpoint: str
 
@@ -51,6 +54,7 @@ def compare(
     seeds: Sequence[int],
     test: Path,
     out: Path,
+    side_by_side: int = 2,
 ) -> list[Result]:
     """Train and evaluate every method with every seed.
 
@@ -60,26 +64,33 @@ def compare(
         seeds: one run of each method with each.
         test: LMDB of the test set.
         out: folder of all runs, `out/<method>/seed<seed>`.
+        side_by_side: trainings at the same time, each on one thread. Small models gain little from a second
+            thread, and one that has to wait for other work on the machine costs more than it brings.
     """
-    results = []
-    for seed in seeds:
-        for method, arguments in methods.items():
-            run_dir = out / method / f"seed{seed}"
-            results.append(_finished(run_dir) or _run(config, method, arguments, seed, test, run_dir))
-    return results
+    runs = [(method, seed, out / method / f"seed{seed}") for seed in seeds for method in methods]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(side_by_side) as pool:
+        trainings = [
+            pool.submit(train, config, methods[method], seed, run_dir, progress, f"{method}, seed {seed}")
+            for method, seed, run_dir in runs
+        ]
+        seconds = [training.result() for training in trainings]
+    return [
+        _evaluated(method, seed, run_dir, test, took)
+        for (method, seed, run_dir), took in zip(runs, seconds, strict=True)
+    ]
 
 
-def _finished(run_dir: Path) -> Result | None:
+def _evaluated(method: str, seed: int, run_dir: Path, test: Path, seconds: float) -> Result:
+    """The errors of a trained model, computed once."""
     path = run_dir / "result.json"
-    return Result(**json.loads(path.read_text())) if path.exists() else None
+    if path.exists():
+        return Result(**json.loads(path.read_text()))
 
-
-def _run(config: Path, method: str, arguments: Sequence[str], seed: int, test: Path, run_dir: Path) -> Result:
     from fairchem_piwsl.analysis.errors import error_table, in_units
     from fairchem_piwsl.analysis.potential import load_potential
     from fairchem_piwsl.analysis.structures import read_labelled
 
-    seconds = train(config, arguments, seed, run_dir, label=f"{method}, seed {seed}")
     checkpoint = best_checkpoint(run_dir)
     structures = read_labelled(test)
     prediction = load_potential(checkpoint, cpu=True).predict([s.atoms for s in structures])
@@ -100,12 +111,14 @@ def _run(config: Path, method: str, arguments: Sequence[str], seed: int, test: P
         train_seconds=seconds,
         checkpoint=str(checkpoint),
     )
-    (run_dir / "result.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    path.write_text(json.dumps(asdict(result), indent=2) + "\n")
     return result
 
 
-def train(config: Path, arguments: Sequence[str], seed: int, run_dir: Path, label: str) -> float:
-    """Run `main.py --mode train` with a progress bar; its output goes to `run_dir/train.log`.
+def train(
+    config: Path, arguments: Sequence[str], seed: int, run_dir: Path, progress: Progress, label: str
+) -> float:
+    """Run fairchem's training on one thread unless it has finished before; its output goes to `train.log`.
 
     Returns:
         Seconds that training took.
@@ -113,31 +126,37 @@ def train(config: Path, arguments: Sequence[str], seed: int, run_dir: Path, labe
     Raises:
         UserError: training failed; the message holds the last line of its output.
     """
+    finished = run_dir / "trained.json"
+    if finished.exists():
+        return json.loads(finished.read_text())["train_seconds"]
     run_dir.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "fairchem_piwsl", "--mode", "train", "--config-yml", str(config)),
         *("--run-dir", str(run_dir), "--seed", str(seed), "--print-every", "20", "--cpu", *arguments),
         "--dataset.test=None",  # evaluated once, afterwards, not at every improvement
     ]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    bar = progress.add_task(label, total=None)
     with (
-        Progress(*columns, TimeRemainingColumn()) as progress,
         (run_dir / "train.log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
     ):
-        bar = progress.add_task(label, total=None)
         seconds, last = float("nan"), ""
         for line in _lines(process):
             log.write(line)
             last = line.strip() or last
-            if "optim:" not in line and (found := _STEP.search(line)):
-                progress.update(bar, completed=int(float(found[1])))
-            if found := _SECONDS.search(line):
-                seconds = float(found[1])
-            if found := re.search(r"training steps: (\d+)", line):
+            if found := _TOTAL.search(line):
                 progress.update(bar, total=int(found[1]))
+            elif found := _SECONDS.search(line):
+                seconds = float(found[1])
+            elif "optim:" not in line and (found := _STEP.search(line)):
+                progress.update(bar, completed=int(float(found[1])))
     if process.returncode:
         raise UserError(f"training '{label}' failed, see {run_dir / 'train.log'}: {last}")
+    progress.update(bar, completed=progress.tasks[bar].total or 0)
+    finished.write_text(json.dumps({"train_seconds": seconds}) + "\n")
     return seconds
 
 
