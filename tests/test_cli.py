@@ -242,11 +242,14 @@ if sys.argv[2] == "without":
             if name.split(".")[0] == "fairchem_piwsl":
                 raise ModuleNotFoundError(name, name=name)
     sys.meta_path.insert(0, Blocker())
-    from fairchem.core.common.utils import setup_imports
-    try:
-        setup_imports()
-    except ModuleNotFoundError as error:  # upstream's first call insists on it, its second does not
-        assert error.name == "torch_sparse"
+    # what fairchem misses without the plugin: torch_sparse, and a scipy before 1.17; this model uses neither
+    import importlib.util, types
+    import scipy.special
+    if not hasattr(scipy.special, "sph_harm"):
+        scipy.special.sph_harm = None
+    if importlib.util.find_spec("torch_sparse") is None:
+        sys.modules["torch_sparse"] = types.ModuleType("torch_sparse")
+        sys.modules["torch_sparse"].SparseTensor = object
 import numpy as np
 from ase.build import molecule
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from ase import units
 from hypothesis import given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from fairchem_piwsl.errors import UserError
@@ -200,6 +201,7 @@ def test_every_n_steps_counts_from_the_first():
     assert [step for step in range(1, 13) if sparse.ramp(step)] == [3, 6, 9, 12]
 
 
+@limits(deadline=None)
 @given(
     start=st.integers(0, 50), ramp=st.integers(0, 50), every=st.integers(1, 9), step=st.integers(1, 200)
 )  # fmt: skip
