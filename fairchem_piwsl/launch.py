@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -62,5 +63,14 @@ def run_here(config: dict[str, Any], ranks: int) -> None:
     # An open LMDB cannot be handed to another process, so the ranks read their data themselves.
     config["optim"]["num_workers"] = 0
     logging.info(f"{ranks} ranks on this machine; optim.num_workers is 0 there")
-    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", max_restarts=0)
+    # A free port and a name of its own: at torch's default port two runs on one machine would meet.
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=str(uuid.uuid4()),
+        max_restarts=0,
+    )
     elastic_launch(launch, run)(config)
