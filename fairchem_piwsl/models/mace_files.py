@@ -73,7 +73,10 @@ def write_model(model: nn.Module, path: str | Path, references: np.ndarray, scal
     references `[119]` are the atomic energies in eV that the file shall have (for every head); `scale` turns
     the model's unit of energy into eV. The model itself is left as it is.
     """
-    model = _rebuilt(model).cpu()
+    with (
+        _compiled_to_torchscript()
+    ):  # as the old layout has it; e3nn no longer does so with torch 2.10 and newer
+        model = _rebuilt(model).cpu()
     energies = model.atomic_energies_fn.atomic_energies
     energies.copy_(torch.as_tensor(references[model.atomic_numbers.cpu().numpy()]).expand_as(energies))
     model.scale_shift.scale *= scale
@@ -135,6 +138,18 @@ def make_copyable(model: nn.Module) -> None:
 
     if hasattr(model.spherical_harmonics, "sph_func"):
         model.spherical_harmonics.sph_func = _spherical_harmonics._spherical_harmonics
+
+
+@contextmanager
+def _compiled_to_torchscript() -> Iterator[None]:
+    import e3nn
+
+    before = e3nn.get_optimization_defaults()
+    e3nn.set_optimization_defaults(jit_mode="script")
+    try:
+        yield
+    finally:
+        e3nn.set_optimization_defaults(**before)
 
 
 @contextmanager
