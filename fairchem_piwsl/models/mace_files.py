@@ -3,9 +3,9 @@
     python -m fairchem_piwsl.models.mace_files references MACE-OFF23_small.model element_references.npz
     python -m fairchem_piwsl.models.mace_files export checkpoints/RUN/best_checkpoint.pt trained.model
 
-Such a file is a pickle of the whole model, made with e3nn 0.4.4, whose pickles e3nn 0.5 and newer cannot read.
-Reading converts them and builds the same model anew with the installed e3nn; writing uses the old layout, so
-that MACE's own calculator (with its e3nn 0.4.4) can use the result.
+Published files are pickles of the whole model made with e3nn 0.4.4, which e3nn 0.5 and newer cannot read. Reading
+converts them and builds the same model anew with the installed e3nn. Written files are pickles of the installed
+e3nn: MACE's own calculator reads them in the same environment, not where e3nn 0.4.4 is installed.
 """
 
 from __future__ import annotations
@@ -73,18 +73,14 @@ def write_model(model: nn.Module, path: str | Path, references: np.ndarray, scal
     references `[119]` are the atomic energies in eV that the file shall have (for every head); `scale` turns
     the model's unit of energy into eV. The model itself is left as it is.
     """
-    with (
-        _compiled_to_torchscript()
-    ):  # as the old layout has it; e3nn no longer does so with torch 2.10 and newer
-        model = _rebuilt(model).cpu()
+    model = _rebuilt(model).cpu()
     energies = model.atomic_energies_fn.atomic_energies
     energies.copy_(torch.as_tensor(references[model.atomic_numbers.cpu().numpy()]).expand_as(energies))
     model.scale_shift.scale *= scale
     model.scale_shift.shift *= scale
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with _pickles_of_e3nn_044():
-        torch.save(model, temporary)
+    torch.save(model, temporary)
     os.replace(temporary, path)
 
 
@@ -141,35 +137,14 @@ def make_copyable(model: nn.Module) -> None:
 
 
 @contextmanager
-def _compiled_to_torchscript() -> Iterator[None]:
-    import e3nn
-
-    before = e3nn.get_optimization_defaults()
-    e3nn.set_optimization_defaults(jit_mode="script")
-    try:
-        yield
-    finally:
-        e3nn.set_optimization_defaults(**before)
-
-
-@contextmanager
 def _pickles_of_e3nn_044() -> Iterator[None]:
-    """Inside the block, modules are pickled and unpickled in the layout of e3nn 0.4.4.
+    """Inside the block, pickles of e3nn 0.4.4 can be read beside those of the installed version.
 
-    That layout has bare TorchScript bytes where newer versions have a pair (kind, bytes).
+    They have bare TorchScript bytes where newer versions have a pair (kind, bytes).
     """
     from e3nn.util.codegen import CodeGenMixin
 
-    get_state, set_state = CodeGenMixin.__getstate__, CodeGenMixin.__setstate__
-
-    def to_old(self: Any) -> dict[str, Any]:
-        state = get_state(self)
-        if "__codegen__" in state:
-            state["__codegen__"] = {
-                name: entry[1] if isinstance(entry, tuple) else entry
-                for name, entry in state["__codegen__"].items()
-            }
-        return state
+    set_state = CodeGenMixin.__setstate__
 
     def from_old(self: Any, state: dict[str, Any]) -> None:
         if "__codegen__" in state:
@@ -180,11 +155,11 @@ def _pickles_of_e3nn_044() -> Iterator[None]:
             state = state | {"__codegen__": compiled}
         set_state(self, state)
 
-    CodeGenMixin.__getstate__, CodeGenMixin.__setstate__ = to_old, from_old
+    CodeGenMixin.__setstate__ = from_old
     try:
         yield
     finally:
-        CodeGenMixin.__getstate__, CodeGenMixin.__setstate__ = get_state, set_state
+        CodeGenMixin.__setstate__ = set_state
 
 
 def main(arguments: list[str]) -> None:
