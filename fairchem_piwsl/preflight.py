@@ -112,6 +112,11 @@ def _check_lmdb(name: str, split: Mapping[str, Any], outputs: Mapping[str, Any])
             raise UserError(f"{source} holds no structures; make it again with `piwsl prepare`.")
         seen = _labels(data, [key for key in ("energy", "forces") if key in outputs])
     except (lmdb.Error, OSError, EOFError, TypeError, AssertionError) as error:
+        if "already open" in str(error):
+            raise UserError(
+                f"{source} is open already in this process, which LMDB allows only once; give each split a file "
+                "of its own, and let go of other data sets or trainers that read it."
+            ) from None
         raise UserError(
             f"{source} cannot be read as LMDB ({error}); make it again with `piwsl prepare`."
         ) from None

@@ -6,12 +6,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 import torch
 from conftest import MODELS, labelled_molecules, make_config, make_trainer, to_data, write_lmdb
 
 from fairchem_piwsl.datasets import lmdb_checks
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.preflight import _check_lmdb
 
 
 @pytest.fixture
@@ -160,3 +162,12 @@ def test_checks_do_not_change_the_config(config, tmp_path):
     (tmp_path / "run").mkdir()
     make_trainer(config)
     assert config == before
+
+
+def test_file_that_is_open_already(tiny_data):
+    source = tiny_data / "train.lmdb"
+    with (
+        lmdb.open(str(source), subdir=False, readonly=True, lock=False),
+        pytest.raises(UserError, match=r"open already.*file of its own"),
+    ):
+        _check_lmdb("train", {"src": str(source)}, {"energy": {}})
