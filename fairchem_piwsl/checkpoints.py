@@ -241,6 +241,17 @@ def read_checkpoint(
         raise UserError(f"checkpoint {path} cannot be read ({reason}): pass another {key}.") from error
 
 
+def close_datasets(trainer: Any) -> None:
+    """Close the LMDBs of a trainer that is done: a process cannot open the same file a second time."""
+    for name in ("train_dataset", "val_dataset", "test_dataset", "relax_dataset"):
+        dataset = getattr(trainer, name, None)
+        while dataset is not None:
+            for environment in (getattr(dataset, "env", None), *getattr(dataset, "envs", ())):
+                if environment is not None:
+                    environment.close()
+            dataset = getattr(dataset, "dataset", None)  # of a subset
+
+
 @contextmanager
 def _atomic_upstream(extra: dict[str, Any]) -> Iterator[None]:
     """Within the block, upstream's trainer saves through `save_atomically` and adds `extra` to the file."""

@@ -20,7 +20,7 @@ from fairchem.core import _cli
 from submitit.helpers import DelayedSubmission
 
 import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces` wherever a job is unpickled
-from fairchem_piwsl.checkpoints import Preempted
+from fairchem_piwsl.checkpoints import Preempted, close_datasets
 
 #: seconds that other ranks wait for the requeue to end them
 WAIT_FOR_REQUEUE = 60
@@ -47,6 +47,7 @@ class Runner(_cli.Runner):
             logging.info(f"{stop}; checkpoint saved in {self.trainer.config['cmd']['checkpoint_dir']}")
             signals.give_up_job()
         finally:
+            close_datasets(getattr(self, "trainer", None))
             distutils.cleanup()  # upstream leaves its process group behind where training raises
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:

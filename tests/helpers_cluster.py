@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import yaml
 from ase import Atoms
 from ase.calculators.lj import LennardJones
 from ase.db import connect
+from fairchem.core.preprocessing import AtomsToGraphs
 
 
 def write_data(folder: Path, train: int = 8, val: int = 4) -> dict[str, Path]:
@@ -27,6 +30,20 @@ def write_data(folder: Path, train: int = 8, val: int = 4) -> dict[str, Path]:
                 atoms.get_forces()
                 database.write(atoms)
     return paths
+
+
+def write_lmdb(folder: Path, database: Path) -> Path:
+    """The structures of an ASE database as upstream's LMDB."""
+    path = folder / f"{database.stem}.lmdb"
+    convert = AtomsToGraphs(r_energy=True, r_forces=True, r_pbc=True, r_edges=False).convert
+    with lmdb.open(str(path), subdir=False, map_size=2**26) as file, file.begin(write=True) as transaction:
+        rows = list(connect(database).select())
+        for index, row in enumerate(rows):
+            data = convert(row.toatoms())
+            data.sid = data.fid = index
+            transaction.put(str(index).encode(), pickle.dumps(data))
+        transaction.put(b"length", pickle.dumps(len(rows)))
+    return path
 
 
 def make_config(folder: Path, **optim: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers_cluster import make_config
+from helpers_cluster import make_config, write_lmdb
 from helpers_sweep import read_log, sweep_content, write_sweep
 
 from fairchem_piwsl.errors import UserError
@@ -176,6 +176,11 @@ def test_reasons(error: Exception, reason: str) -> None:
 def training_sweep(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     base = make_config(folder, max_epochs=2, piwsl={"c_pitc": 0.1})
     base["trainer"] = "fairchem_piwsl.trainer.PIWSLForcesTrainer"
+    # LMDBs, which a process can open only once at a time
+    base["dataset"] = {
+        split: {"format": "lmdb", "src": str(write_lmdb(folder, folder / f"{split}.db"))}
+        for split in ("train", "val")
+    }
     content = sweep_content(objective={"sum": {"energy_mae": 1, "forces_rmse": 10}}, trials=3, **changes)
     content.pop("function")
     content["space"] = {

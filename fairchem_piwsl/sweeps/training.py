@@ -56,7 +56,9 @@ def train_trial(config: Mapping[str, Any], reporter: Reporter) -> None:
     from fairchem.core.common.utils import new_trainer_context, setup_imports
 
     import fairchem_piwsl.trainer  # noqa: F401  registers its trainer
+    from fairchem_piwsl.checkpoints import close_datasets
 
+    gc.collect()  # a trainer that failed while it was made may still hold its data
     setup_imports()
     name = config.get("trainer", "ocp")
     kind = registry.get_trainer_class(name)
@@ -77,6 +79,7 @@ def train_trial(config: Mapping[str, Any], reporter: Reporter) -> None:
     finally:
         if trainer is not None:
             reporter.steps = trainer.step
+            close_datasets(trainer)
         reporter.on_stop(None)
         del trainer
         _clean_up()
