@@ -59,6 +59,7 @@ def _mean_and_spread(values: Sequence[float], digits: str) -> str:
 def rich_table(results: Sequence[Result], title: str) -> Table:
     """The comparison for the terminal."""
     seeds = len(next(iter(by_method(results).values())))
+    spread = "; mean ± standard deviation" if seeds > 1 else ""
     table = Table(
         title=title, caption=f"test set, {seeds} seed{'s' * (seeds > 1)}; mean ± standard deviation"
     )
