@@ -60,9 +60,7 @@ def rich_table(results: Sequence[Result], title: str) -> Table:
     """The comparison for the terminal."""
     seeds = len(next(iter(by_method(results).values())))
     spread = "; mean ± standard deviation" if seeds > 1 else ""
-    table = Table(
-        title=title, caption=f"test set, {seeds} seed{'s' * (seeds > 1)}; mean ± standard deviation"
-    )
+    table = Table(title=title, caption=f"test set, {seeds} seed{'s' * (seeds > 1)}{spread}")
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for row in rows(results):
