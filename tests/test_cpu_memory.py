@@ -32,8 +32,9 @@ def page_faults(keep: bool) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_freed_blocks_are_used_again():
-    assert page_faults(keep=True) < 100
-    assert page_faults(keep=False) > 1000  # otherwise the remedy is for nothing
+    freed = page_faults(keep=False)
+    assert freed > 1000  # otherwise the remedy is for nothing
+    assert page_faults(keep=True) < freed / 3
 
 
 def test_other_allocators_are_left_alone(monkeypatch):
