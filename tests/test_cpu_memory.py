@@ -32,9 +32,8 @@ def page_faults(keep: bool) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_freed_blocks_are_used_again():
-    freed = page_faults(keep=False)
-    assert freed > 1000  # otherwise the remedy is for nothing
-    assert page_faults(keep=True) < freed / 3
+    # 50 MiB are 12,800 pages a round; a few may have been reclaimed by the system in between
+    assert page_faults(keep=True) < 2_000
 
 
 def test_other_allocators_are_left_alone(monkeypatch):
