@@ -32,7 +32,7 @@ try_for() { # seconds command...
 
 install_packages() { # one process at a time: dpkg does not wait for another one
     local lock
-    exec {lock}>/tmp/piwsl-slurm-install.lock
+    exec {lock}>"${TMPDIR:-/tmp}/piwsl-slurm-install.lock"
     flock "$lock"
     look_for_packages
     exec {lock}>&-
