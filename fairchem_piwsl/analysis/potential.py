@@ -71,20 +71,6 @@ class Potential:
             forces += np.split(force, np.cumsum([len(atoms) for atoms in chunk])[:-1])
         return Prediction(np.concatenate(energies) if energies else np.zeros(0), forces)
 
-    def energy_gradient_forces(self, structures: Sequence[Atoms], batch_size: int = 16) -> list[np.ndarray]:
-        """-dE/dr by automatic differentiation, one [n_atoms, 3] array per structure, eV/Angstrom.
-
-        Models that detach their edge frames (eSCN, Equiformer v2) give wrong values here: compare with finite
-        differences of the energy before trusting them.
-        """
-        forces: list[np.ndarray] = []
-        for start in range(0, len(structures), batch_size):
-            chunk = structures[start : start + batch_size]
-            batch = to_batch(chunk, self.dtype).to(self._trainer.device)
-            gradient = self._energy_and_gradient(batch)[1].cpu().numpy()
-            forces += np.split(gradient, np.cumsum([len(atoms) for atoms in chunk])[:-1])
-        return forces
-
     def calculator(self) -> PotentialCalculator:
         """A fresh ASE calculator around this model."""
         return PotentialCalculator(self)
@@ -159,7 +145,9 @@ def load_potential(
 
     cpu: stay off the GPU. dtype: "float64" evaluates the same weights in double precision, for derivatives.
     ema: where the file is a `checkpoint.pt` with averaged weights, use these, as validation did.
-    gradient_forces: take -dE/dr instead of the forces output, for models trained on energies only.
+    gradient_forces: take -dE/dr instead of the forces output, for models trained on energies only. The edge
+    frames of eSCN and Equiformer v2, which upstream draws anew and detaches, are then fixed functions of the
+    positions.
     """
     import torch
 
@@ -185,6 +173,10 @@ def load_potential(
         ) from error
     if ema and state.get("ema"):
         _copy_averaged_weights(trainer.model, state["ema"]["shadow_params"])
+    if gradient_forces:
+        from fairchem_piwsl.models.edge_frames import differentiate_edge_frames
+
+        differentiate_edge_frames(trainer.model)
     if dtype not in ("float32", "float64"):
         raise UserError(f"dtype: {dtype!r} is not known; choose float32 or float64.")
     return Potential(trainer, name or path_label(path), path, getattr(torch, dtype), gradient_forces)

@@ -28,10 +28,11 @@ def differentiate_edge_frames(model: nn.Module) -> None:
     """Give every submodule that builds edge frames (eSCN, Equiformer v2, their backbones) differentiable ones.
 
     In training the angle about each edge stays random, as upstream has it; in evaluation it is fixed, so that
-    the energy is a function of the positions alone.
+    the energy is a function of the positions alone. A model that has such frames already stays as it is.
     """
     for module in model.modules():
-        if hasattr(module, "_init_edge_rot_mat"):
+        present = getattr(module, "_init_edge_rot_mat", None)
+        if present is not None and not isinstance(present, EdgeFrames):
             frames = EdgeFrames(module)
             module._init_edge_rot_mat = frames  # type: ignore[assignment]
             first_user = (
