@@ -123,7 +123,12 @@ def test_ctrl_c_stops_and_resume_finishes(tmp_path: Path) -> None:
         str(tmp_path / "out"),
     ]
     launched = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        start_new_session=True,
+        # a shell's background jobs, such as these tests may be, ignore Ctrl-C and hand that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     log = tmp_path / "out" / "runs"
     end = time.monotonic() + 300
