@@ -94,6 +94,16 @@ def test_gradient_forces_equal_central_differences_of_the_energy(untrained, stru
     assert max(deviations) < 1e-5 * largest
 
 
+def test_models_that_draw_edge_frames_repeat_themselves_and_leave_the_generator_alone(untrained, structures):
+    potential = load_potential(untrained["escn"], cpu=True)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = potential.predict(structures)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    assert np.array_equal(potential.predict(structures).energy, first.energy)
+
+
 def test_double_precision_confirms_single_precision(checkpoints, structures):
     path = checkpoints["painn"] / "best_checkpoint.pt"
     single = load_potential(path, cpu=True).predict(structures)

@@ -99,10 +99,7 @@ class Potential:
         """Denormalised outputs in float64."""
         import torch
 
-        device = self._trainer.device
-        devices = [] if device.type == "cpu" else [device]
-        with torch.random.fork_rng(devices), torch.set_grad_enabled(grad), _default_dtype(self.dtype):
-            torch.manual_seed(SEED)
+        with _seeded(self._trainer.device), torch.set_grad_enabled(grad), _default_dtype(self.dtype):
             try:
                 outputs = self._trainer._forward(batch)
             except AttributeError as error:
@@ -295,6 +292,28 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def _seeded(device: Any) -> Iterator[None]:
+    """`SEED` for what a model draws in the block; the generators are put back after it.
+
+    Only the generators in use are touched: torch.manual_seed visits every backend, a tenth of a step of dynamics.
+    """
+    import torch
+
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[number])
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(SEED)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager
