@@ -1,7 +1,7 @@
 """Train one config with several methods and seeds, and compare their errors on the test set.
 
-Each run is fairchem's own command line in a process of its own. A run that has finished is not repeated, so
-an interrupted comparison goes on where it stopped.
+Each run is fairchem's own command line in a process of its own. A run that has finished is not repeated, and one
+that was interrupted continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from fairchem_piwsl.errors import UserError
 _STEP = re.compile(r"\bstep: ([0-9.e+]+)")
 _TOTAL = re.compile(r"training steps: (\d+)")
 _SECONDS = re.compile(r"Total time taken: ([0-9.]+)")
+#: name of a run's folders below `checkpoints` and `logs/tensorboard`, the same when it is continued
+_RUN = "run"
 
 
 @dataclass(frozen=True)
@@ -116,29 +118,44 @@ def _evaluated(method: str, seed: int, run_dir: Path, test: Path, seconds: float
 
 
 def train(
-    config: Path, arguments: Sequence[str], seed: int, run_dir: Path, progress: Progress, label: str
+    config: Path,
+    arguments: Sequence[str],
+    seed: int,
+    run_dir: Path,
+    progress: Progress,
+    label: str,
+    cpu: bool = True,
 ) -> float:
-    """Run fairchem's training on one thread unless it has finished before; its output goes to `train.log`.
+    """Run fairchem's training on one thread; its output goes to `train.log`.
+
+    A run that has finished is not repeated, an interrupted one continues from its last checkpoint.
 
     Returns:
         Seconds that training took.
 
     Raises:
-        UserError: training failed; the message holds the last line of its output.
+        UserError: training failed (the message holds the last line of its output), or the folder holds a run
+            with other settings.
     """
+    _check_same_run(run_dir, config, arguments, seed)
     finished = run_dir / "trained.json"
     if finished.exists():
         return json.loads(finished.read_text())["train_seconds"]
-    run_dir.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "fairchem_piwsl", "--mode", "train", "--config-yml", str(config)),
-        *("--run-dir", str(run_dir), "--seed", str(seed), "--print-every", "20", "--cpu", *arguments),
+        *("--run-dir", str(run_dir), "--timestamp-id", _RUN, "--seed", str(seed), "--print-every", "20"),
+        *(["--cpu"] if cpu else []),
+        *arguments,
         "--dataset.test=None",  # evaluated once, afterwards, not at every improvement
     ]
+    earlier = 0.0
+    if (checkpoint := run_dir / "checkpoints" / _RUN / "checkpoint.pt").exists():
+        command += ["--checkpoint", str(checkpoint)]
+        earlier = _logged_seconds(run_dir)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     bar = progress.add_task(label, total=None)
     with (
-        (run_dir / "train.log").open("w") as log,
+        (run_dir / "train.log").open("a") as log,
         subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
@@ -150,7 +167,7 @@ def train(
             if found := _TOTAL.search(line):
                 progress.update(bar, total=int(found[1]))
             elif found := _SECONDS.search(line):
-                seconds = float(found[1])
+                seconds = earlier + float(found[1])
             elif "optim:" not in line and (found := _STEP.search(line)):
                 progress.update(bar, completed=int(float(found[1])))
     if process.returncode:
@@ -158,6 +175,30 @@ def train(
     progress.update(bar, completed=progress.tasks[bar].total or 0)
     finished.write_text(json.dumps({"train_seconds": seconds}) + "\n")
     return seconds
+
+
+def _check_same_run(run_dir: Path, config: Path, arguments: Sequence[str], seed: int) -> None:
+    """Note the settings of a run in its folder, or compare them with what was noted there before."""
+    from fairchem.core.common.utils import load_config
+
+    settings = {"config": load_config(str(config))[0], "arguments": list(arguments), "seed": seed}
+    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+    noted = run_dir / "settings.json"
+    if noted.exists() and noted.read_text() != text:
+        raise UserError(
+            f"{run_dir} holds a run with other settings (they are in {noted.name}): "
+            "remove that folder, or choose another one for the results."
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    noted.write_text(text)
+
+
+def _logged_seconds(run_dir: Path) -> float:
+    """How long the interrupted parts of a run took, by its TensorBoard files."""
+    from fairchem_piwsl.analysis.runs import read_curves
+
+    curves = read_curves(run_dir / "logs" / "tensorboard" / _RUN)
+    return max((float(curve.seconds[-1]) for curve in curves.values()), default=0.0)
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:

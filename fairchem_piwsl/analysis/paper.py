@@ -43,17 +43,30 @@ def printed_values() -> list[Printed]:
     ]
 
 
-def variant_of(run: Run) -> str:
-    """The paper's name of a run's method."""
+def variants_of(run: Run) -> list[str]:
+    """The paper's names that fit a run's method, the most specific one first."""
     piwsl = run.config.get("optim", {}).get("piwsl") or {}
     if is_baseline(run.method):
-        return "baseline"
+        return ["baseline"]
     if piwsl.get("noisy_nodes"):
-        return "noisy_nodes"
+        return ["noisy_nodes"]
     if piwsl.get("c_wl"):
         predicted = piwsl.get("wl_forces") == "predicted"
-        return "weak_label_predicted_forces" if predicted else "weak_label"
-    return "piwsl"
+        return ["weak_label_predicted_forces" if predicted else "weak_label"]
+    if piwsl.get("perturbation") == "adversarial":
+        return ["adversarial"]
+    if piwsl.get("c_pitc") and piwsl.get("c_pisc"):
+        return [f"pisc_case{piwsl.get('pisc_case', 1)}", "pitc+pisc", "random", "piwsl"]
+    if piwsl.get("c_pisc"):
+        return ["pisc"]
+    return [
+        f"pitc_{piwsl.get('point_loss', 'mse')}",
+        f"pitc_eps{piwsl.get('eps_max', 0.01):g}",
+        f"pitc_fraction{100 * piwsl.get('fraction', 1.0):g}",
+        "pitc",
+        "random",
+        "piwsl",
+    ]
 
 
 def dataset_of(run: Run, datasets: set[str]) -> str | None:
@@ -66,11 +79,17 @@ def dataset_of(run: Run, datasets: set[str]) -> str | None:
 def printed_for(run: Run, quantity: str, dataset: str | None = None) -> Printed | None:
     """The paper's value for the data set, training size, model and method of `run`; None where there is none."""
     values = printed_values()
-    name = dataset or dataset_of(run, {item.dataset for item in values})
-    wanted = {variant_of(run)} | ({"pitc"} if variant_of(run) == "piwsl" else set())
-    for item in values:
-        if (item.dataset, item.n_train, item.model) != (name, run.n_train, run.model):
-            continue
-        if item.variant in wanted and item.quantity == quantity:
-            return item
-    return None
+    name = dataset or dataset_of(
+        run, {item.dataset for item in values if not item.dataset.endswith("_forces")}
+    )
+    models = {run.model}
+    if run.method.startswith("energies only"):
+        name = f"{name}_no_forces"
+        models.add(f"{run.model}_direct")
+    fitting = {
+        item.variant: item
+        for item in reversed(values)  # of two tables the first one wins
+        if (item.dataset, item.n_train, item.quantity) == (name, run.n_train, quantity)
+        and item.model in models
+    }
+    return next((fitting[variant] for variant in variants_of(run) if variant in fitting), None)

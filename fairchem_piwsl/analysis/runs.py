@@ -83,6 +83,8 @@ def _read_run(checkpoint: Path) -> Run:
 
 def model_label(settings: dict[str, Any]) -> str:
     """The model's name; `_gradient` where a model that can do both takes forces from its energy."""
+    if "model" in settings:  # the wrapper GradientForces
+        return f"{model_label(settings['model'])}_gradient"
     name = str(settings.get("name", "unknown")).rsplit(".", 1)[-1].lower()
     return f"{name}_gradient" if settings.get("direct_forces") is False else name
 
@@ -150,17 +152,12 @@ def _dataset_label(source: str) -> str:
 
 def _length(source: str) -> int | None:
     """Number of structures of the training set, where it is an LMDB that is still there."""
-    import pickle
-
     import lmdb
 
+    from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
+
     try:
-        with (
-            lmdb.open(source, subdir=False, readonly=True, lock=False) as environment,
-            environment.begin() as transaction,
-        ):
-            stored = transaction.get(b"length")
-            return int(pickle.loads(stored)) if stored else environment.stat()["entries"]
+        return number_of_structures(source)
     except (lmdb.Error, OSError):
         return None
 
@@ -223,9 +220,16 @@ def _owner(runs: Sequence[Run], checkpoint: Any) -> Run | None:
     for run in runs:
         if path.exists() and path.resolve().parent == run.folder.resolve():
             return run
-    # Moved folders keep the end of their path.
-    same = [run for run in runs if run.folder.resolve().parts[-3:] == path.parent.parts[-3:]]
-    return same[0] if len(same) == 1 else None
+    # Moved folders keep the end of their path; upstream's time stamps may be the same for two of them.
+    alike = [_common_end(run.folder.resolve().parts, path.parent.parts) for run in runs]
+    longest = max(alike, default=0)
+    return runs[alike.index(longest)] if longest >= 3 and alike.count(longest) == 1 else None
+
+
+def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many last parts two paths share."""
+    equal = [x == y for x, y in zip(reversed(a), reversed(b), strict=False)]
+    return equal.index(False) if False in equal else len(equal)
 
 
 def _measured(content: dict[str, Any], entry: dict[str, Any], units: str) -> dict[str, float]:
@@ -243,9 +247,14 @@ def _measured(content: dict[str, Any], entry: dict[str, Any], units: str) -> dic
         values["force_mismatch"] = convert(content["force_mismatch"]["rmse"], unit, factor)
         values["pitc_slope"] = content["slopes"]["pitc_k0"]
     elif command == "md":
-        values["time_to_failure"] = content["summary"]["time_to_failure_mean"]
-        values["failed_runs"] = content["summary"]["failed"] / content["summary"]["runs"]
-        values["distances_mae"] = content["distances"]["mae"]
+        settings, drifts = content["settings"], [run["drift"] for run in content["runs"]]
+        # Dynamics under other conditions is another quantity.
+        at = f"@{settings['ensemble'].upper()}, {settings['temperature']:g} K, {content['length']:g} ps"
+        values["time_to_failure" + at] = content["summary"]["time_to_failure_mean"]
+        values["failed_runs" + at] = content["summary"]["failed"] / content["summary"]["runs"]
+        values["distances_mae" + at] = content["distances"]["mae"]
+        if None not in drifts:
+            values["energy_drift" + at] = float(np.mean(np.abs(drifts)))
     elif {"energy_rmse", "forces_rmse"} <= content.keys():  # a comparison's result, in kcal/mol
         for metric in ("energy_rmse", "forces_rmse"):
             values[metric] = convert(content[metric], "kcal/mol", factor)

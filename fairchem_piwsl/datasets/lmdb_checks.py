@@ -1,8 +1,9 @@
-"""A truncated LMDB file, found before it is read: a read beyond its end would kill the process (SIGBUS)."""
+"""What an LMDB file holds, and whether it is whole: a read beyond the end of a truncated one would kill the process."""
 
 from __future__ import annotations
 
 import mmap
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,20 @@ with lmdb.open(sys.argv[1], subdir=False, readonly=True, lock=False).begin() as 
     for key, value in transaction.cursor():
         pass
 """
+
+
+def number_of_structures(source: str | Path) -> int:
+    """Length of a data set in one LMDB file.
+
+    Raises:
+        lmdb.Error: it is no LMDB, or does not exist.
+    """
+    with (
+        lmdb.open(str(source), subdir=False, readonly=True, lock=False) as environment,
+        environment.begin() as transaction,
+    ):
+        stored = transaction.get(b"length")
+        return int(pickle.loads(stored)) if stored else environment.stat()["entries"]
 
 
 def check_complete(source: str | Path) -> None:

@@ -1,0 +1,1 @@
+"""Experiments of many trainings, from configs to one report."""

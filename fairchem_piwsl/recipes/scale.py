@@ -1,0 +1,75 @@
+"""From a config of the paper to one that a CPU trains in minutes, and from its data folders to others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.sweeps.configs import merge
+
+#: blocks of `optim` that stay when the rest is replaced by the small scale's
+KEPT = ("piwsl", "clip_grad_norm", "finetune_from")
+#: validation structures of a small run
+VALIDATION = 100
+
+
+def shrink(config: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The config with a small model and a short schedule; losses, data and the weak terms stay.
+
+    Args:
+        config: a training config, merged.
+        settings: `optim`, the small scale's block, and `models`, changes by the model's name.
+        steps: training steps.
+
+    Raises:
+        UserError: `models` has no entry for the model.
+    """
+    small = copy.deepcopy(dict(config))
+    block = innermost_model(small["model"])
+    changes = settings["models"].get(model_name(block))
+    if changes is None:
+        raise UserError(
+            f"the small scale has no settings for the model '{model_name(block)}'; "
+            f"it knows {', '.join(settings['models'])}."
+        )
+    block |= copy.deepcopy(changes)
+    kept = {key: small["optim"][key] for key in KEPT if key in small["optim"]}
+    optim = merge(settings["optim"], kept)
+    structures = number_of_structures(small["dataset"]["train"]["src"])
+    per_epoch = -(-structures // optim["batch_size"])
+    optim |= {"max_epochs": -(-steps // per_epoch), "T_max": steps, "eval_every": max(1, steps // 5)}
+    small["optim"] = optim
+    validation = small["dataset"]["val"]
+    if number_of_structures(validation["src"]) > VALIDATION:
+        validation["first_n"] = VALIDATION
+    return small
+
+
+def innermost_model(block: dict[str, Any]) -> dict[str, Any]:
+    """The block of the model proper, below a wrapper such as GradientForces."""
+    return innermost_model(block["model"]) if "model" in block else block
+
+
+def model_name(block: Mapping[str, Any]) -> str:
+    """`painn`, `mace`, ...: a model's name without the path to its class."""
+    return str(block["name"]).rsplit(".", 1)[-1].lower()
+
+
+def data_folder(config: Mapping[str, Any]) -> Path:
+    """Folder that `piwsl prepare` wrote: that of `train/data.lmdb`."""
+    return Path(config["dataset"]["train"]["src"]).parent.parent
+
+
+def with_data(config: Any, old: str, new: str) -> Any:
+    """The config with every path below folder `old` moved to folder `new`."""
+    if isinstance(config, Mapping):
+        return {key: with_data(value, old, new) for key, value in config.items()}
+    if isinstance(config, list):
+        return [with_data(value, old, new) for value in config]
+    if isinstance(config, str) and config.startswith(old + "/"):
+        return new + config[len(old) :]
+    return config

@@ -1,0 +1,107 @@
+"""The paper's tables and figures, one recipe each (scripts/paper/*.yml).
+
+    python scripts/paper.py                                    list the recipes
+    python scripts/paper.py table_A8 --scale smoke             minutes on a CPU, small models
+    python scripts/paper.py table_A8 --scale paper             the paper's settings: a GPU, hours to days
+    python scripts/paper.py table_A8 --scale paper --only rmd17_aspirin_100/painn --seeds 0    a part of it
+
+Ends with a report in runs/paper/<recipe>_<scale>/report. The same command again goes on where it stopped; parts can
+run as jobs of their own, and the command without --only then makes the report of all. Data sets come from
+`piwsl prepare`; the small scale takes the example data where one is missing.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fairchem_piwsl.datasets.prepare import prepare
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.recipes.recipe import find_configs, read_recipe
+from fairchem_piwsl.recipes.run import (
+    carry_out,
+    finish,
+    relative_lengths,
+    use_data,
+    write_trainings,
+)
+from fairchem_piwsl.recipes.scale import shrink
+from fairchem_piwsl.sweeps.configs import load_base, read_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "s2ef"
+RECIPES = ROOT / "scripts" / "paper"
+SMALL = RECIPES / "small" / "scale.yml"
+EXAMPLE = ROOT / "examples" / "aspirin"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", choices=sorted(path.stem for path in RECIPES.glob("*.yml")))
+    parser.add_argument("--scale", choices=("smoke", "paper"), default="smoke")
+    parser.add_argument("--only", help="a part of the names of runs, or a pattern such as '*/painn_*'")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--steps", type=int, help="training steps of the small scale")
+    parser.add_argument(
+        "--data", action="append", default=[], metavar="NAME=FOLDER", help="another folder for a data set"
+    )
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--jobs", type=int, help="trainings side by side; 2 in the small scale, else 1")
+    parser.add_argument("--cpu", action="store_true", help="the CPU, although there is a GPU")
+    args = parser.parse_args()
+    if args.recipe is None:
+        show_recipes()
+        return
+    try:
+        run(args)
+    except UserError as error:
+        parser.exit(2, f"paper.py: {error}\n")
+
+
+def run(args: argparse.Namespace) -> None:
+    recipe = read_recipe(RECIPES / f"{args.recipe}.yml")
+    small = args.scale == "smoke"
+    if small and recipe.smoke.instead:
+        raise UserError(f"{recipe.name} has no small scale: {recipe.smoke.instead}")
+    out = args.out or Path("runs/paper") / f"{recipe.name}_{args.scale}"
+    patterns = recipe.smoke.configs or recipe.configs if small else recipe.configs
+    data = dict(item.partition("=")[::2] for item in args.data)
+    originals = {name: load_base(path) for name, path in find_configs(CONFIGS, patterns, args.only).items()}
+    configs = use_data(originals, data, example_data() if small else None)
+    if small:
+        scale, steps = read_yaml(SMALL, "small scale"), args.steps or recipe.smoke.steps
+        lengths = relative_lengths(originals)
+        configs = {
+            name: shrink(config, scale, round(steps * lengths[name])) for name, config in configs.items()
+        }
+    seeds = args.seeds or (recipe.smoke.seeds if small else recipe.seeds)
+    trainings = write_trainings(configs, seeds, out)
+    carry_out(
+        trainings, recipe.measure, out, side_by_side=args.jobs or (2 if small else 1), cpu=args.cpu or small
+    )
+    print(f"report: {finish(recipe, args.scale, trainings, out)}")
+
+
+def example_data() -> Path:
+    """The example data as LMDB, written once."""
+    files = {f"{split}_files": [str(EXAMPLE / f"{split}.extxyz.gz")] for split in ("train", "val", "test")}
+    prepare(files=[], out="data/aspirin", reuse=True, quiet=True, **files)
+    return Path("data/aspirin")
+
+
+def show_recipes() -> None:
+    """All recipes with the number of their runs."""
+    table = Table("recipe", "what", "runs: smoke", "paper")
+    for path in sorted(RECIPES.glob("*.yml")):
+        recipe = read_recipe(path)
+        paper = len(find_configs(CONFIGS, recipe.configs)) * len(recipe.seeds)
+        smoke = len(find_configs(CONFIGS, recipe.smoke.configs or recipe.configs)) * len(recipe.smoke.seeds)
+        table.add_row(path.stem, recipe.title, str(smoke), str(paper))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
