@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
 from helpers_analysis import rattled, train, write_lmdb
 from PIL import Image
 from typer.testing import CliRunner
 
 from fairchem_piwsl.analysis.errors import KCAL_PER_MOL
 from fairchem_piwsl.analysis.evaluate import evaluate, group, relative_energies
+from fairchem_piwsl.analysis.potential import load_potential
 from fairchem_piwsl.analysis.structures import read_labelled
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
@@ -36,6 +38,24 @@ def data(folder, structures):
 def checkpoints(folder):
     train_data = write_lmdb(folder / "train.lmdb", rattled(["CH3CH2OH", "H2O"], 8))
     return [train(model, train_data, folder / model) / "best_checkpoint.pt" for model in ("schnet", "painn")]
+
+
+@pytest.mark.parametrize("forces", [True, False], ids=["forces", "energies"])
+def test_labels_in_another_unit_are_noticed(checkpoints, structures, tmp_path, forces):
+    atoms = [item.copy() for item in structures]
+    prediction = load_potential(checkpoints[1], cpu=True).predict(atoms)
+    for name, factor in (("eV", 1.0), ("kcal/mol", 23.06), ("Hartree", 1 / 27.2)):
+        for number, item in enumerate(atoms):
+            item.calc = SinglePointCalculator(
+                item, energy=factor * prediction.energy[number], forces=factor * prediction.forces[number]
+            )
+        data = write_lmdb(tmp_path / f"{name[:4]}.lmdb", atoms, forces=forces)
+        warning = evaluate(checkpoints[1:], data, cpu=True, n_bootstrap=2)["warning"]
+        if name == "eV":
+            assert warning is None
+        else:
+            assert f"look like {name}" in warning
+            assert ("forces" if forces else "energies") in warning
 
 
 def test_errors_equal_numpy_on_upstreams_predictions(checkpoints, data, structures):

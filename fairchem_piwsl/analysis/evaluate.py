@@ -14,11 +14,14 @@ from fairchem_piwsl.analysis.errors import METRICS, UNITS, Estimate, error_table
 from fairchem_piwsl.analysis.files import file_name, write_json
 from fairchem_piwsl.analysis.potential import Potential, Prediction, load_potentials
 from fairchem_piwsl.analysis.structures import Labelled, read_labelled
+from fairchem_piwsl.datasets.energy_units import ENERGY_UNITS
 from fairchem_piwsl.errors import UserError
 
 MOST_COMPOSITIONS = 12
 SIZE_BINS = 4
 CONFIDENCE = 0.95
+# Cosine between labels and predictions from which on their ratio tells a unit.
+SAME_PATTERN = 0.8
 
 
 def evaluate(
@@ -60,6 +63,7 @@ def evaluate(
         "confidence": CONFIDENCE,
         "units": {metric: unit_of(metric, units) for metric in METRICS},
         "models": models,
+        "warning": unit_warning(structures, predictions, data),
     }
     if out is not None:
         write_json(out / "evaluate.json", result)
@@ -74,6 +78,39 @@ def check_labels(structures: Sequence[Labelled], data: str | Path) -> None:
     no_energy = all(np.isnan(item.energy) for item in structures)
     if no_energy and all(np.isnan(item.forces).all() for item in structures):
         raise UserError(f"{data}: no structure has an energy or forces; give a labelled data set.")
+
+
+def unit_warning(
+    structures: Sequence[Labelled], predictions: Sequence[Prediction], data: str | Path
+) -> str | None:
+    """A sentence where labels would fit a model's predictions in another unit than eV, else None.
+
+    Judged by the forces, without them by the energies less a fit per element. Labels in another unit make a
+    good model look like a bad one.
+    """
+    forces = np.concatenate([item.forces.ravel() for item in structures])
+    name, labels = "forces", forces
+    if not np.isfinite(forces).any():
+        energy = np.array([item.energy for item in structures])
+        name, labels = "energies", energy - _element_fit(structures, energy)
+    known = np.isfinite(labels)
+    for prediction in predictions:
+        predicted = (
+            np.concatenate([force.ravel() for force in prediction.forces])
+            if name == "forces"
+            else prediction.energy - _element_fit(structures, prediction.energy)
+        )
+        sizes = np.linalg.norm(labels[known]), np.linalg.norm(predicted[known])
+        if min(sizes) == 0 or labels[known] @ predicted[known] < SAME_PATTERN * sizes[0] * sizes[1]:
+            continue
+        ratio = float(sizes[0] / sizes[1])
+        for unit, size in ENERGY_UNITS.items():
+            if unit != "eV" and 0.7 < ratio * size < 1.4:
+                return (
+                    f"The {name} in {data} are about {ratio:.3g} times the predicted ones: they look like {unit}, "
+                    "but labels are taken as eV and eV/Angstrom (piwsl prepare --units converts them)."
+                )
+    return None
 
 
 def group(structures: Sequence[Labelled], by: str) -> dict[str, np.ndarray]:
@@ -106,14 +143,19 @@ def relative_energies(structures: Sequence[Labelled], predicted: np.ndarray) -> 
 
     With one composition the fit is the mean. Both get the same shift, so errors stay as they are.
     """
+    reference = np.array([item.energy for item in structures])
+    fit = _element_fit(structures, reference)
+    return reference - fit, predicted - fit
+
+
+def _element_fit(structures: Sequence[Labelled], energy: np.ndarray) -> np.ndarray:
+    """Sums [S] of one energy per element, by least squares to `energy` [S] where that is known."""
     elements = sorted({int(number) for item in structures for number in item.atoms.numbers})
     counts = np.array(
         [[(item.atoms.numbers == z).sum() for z in elements] for item in structures], dtype=float
     )
-    reference = np.array([item.energy for item in structures])
-    known = np.isfinite(reference)
-    fit = counts @ np.linalg.lstsq(counts[known], reference[known], rcond=None)[0]
-    return reference - fit, predicted - fit
+    known = np.isfinite(energy)
+    return np.asarray(counts @ np.linalg.lstsq(counts[known], energy[known], rcond=None)[0])
 
 
 def plot_parity(
