@@ -164,7 +164,7 @@ def test_bond_criterion_takes_mean_lengths_of_the_reference():
     longer.positions = atoms.positions * 1.1
     criterion = stability.BondCriterion(atoms, [atoms, longer])
     mean = 1.05 * bond_length(atoms)
-    assert criterion.lengths == pytest.approx(mean)
+    assert criterion.expected == pytest.approx(mean)
     assert criterion.departure(longer) == pytest.approx(1.1 * bond_length(atoms) - mean)
     longer.positions[0] = np.nan
     assert criterion.departure(longer) == np.inf
@@ -234,9 +234,10 @@ def test_command_runs_seeds_extends_them_and_compares_distances(trained, tmp_pat
     data, water, checkpoint = trained
     common = ["md", str(checkpoint), "--structure", str(water), "--cpu", "--out", str(tmp_path), "--json"]
     common += ["--seeds", "2", "--interval", "5", "--bond-threshold", "1000"]
-    first = CliRunner().invoke(app, [*common, "--steps", "10", "--reference-trajectory", str(data)])
+    reference = ["--reference-trajectory", str(data)]
+    first = CliRunner().invoke(app, [*common, *reference, "--steps", "10"])
     assert first.exit_code == 0, first.output
-    longer = CliRunner().invoke(app, [*common, "--steps", "20", "--reference-trajectory", str(data)])
+    longer = CliRunner().invoke(app, [*common, *reference, "--steps", "20"])
     assert longer.exit_code == 0, longer.output
     stored = json.loads((tmp_path / "schnet" / "md.json").read_text())
     assert [entry["steps"] for entry in stored["runs"]] == [20, 20]
@@ -244,8 +245,14 @@ def test_command_runs_seeds_extends_them_and_compares_distances(trained, tmp_pat
     assert stored["units"]["drift"] == "meV/atom/ns"
     assert 0 < stored["distances"]["mae"] <= 2
     assert (tmp_path / "schnet" / "md.png").stat().st_size > 10_000
-    other = CliRunner().invoke(app, [*common, "--steps", "20", "--timestep", "0.25"])
+    other = CliRunner().invoke(app, [*common, *reference, "--steps", "20", "--timestep", "0.25"])
     assert "another timestep" in str(other.exception)
+    # A verdict once stored must not pass for one by another criterion.
+    other = CliRunner().invoke(app, [*common, "--steps", "20"])
+    assert "another failure reference" in str(other.exception)
+    common[common.index("1000")] = "0.4"
+    other = CliRunner().invoke(app, [*common, *reference, "--steps", "20"])
+    assert "another failure threshold (1000.0 instead of 0.4)" in str(other.exception)
 
 
 def test_reference_calculator_needs_no_checkpoint(tmp_path):

@@ -159,23 +159,53 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
             ],
         },
     )
-    write_json(
-        folder / "md.json",
-        {
-            "command": "md",
-            "checkpoint": checkpoint,
-            "summary": {"time_to_failure_mean": 12.5, "failed": 2, "runs": 5},
-            "distances": {"mae": None},
-        },
-    )
+    for ensemble, failure, drifts in (("nve", 12.5, [4.0, -6.0]), ("nvt", 20.0, [None, None])):
+        write_json(
+            folder / ensemble / "md.json",
+            {
+                "command": "md",
+                "checkpoint": checkpoint,
+                "settings": {"ensemble": ensemble, "temperature": 300.0},
+                "length": 25.0,
+                "runs": [{"drift": drift} for drift in drifts],
+                "summary": {"time_to_failure_mean": failure, "failed": 2, "runs": 5},
+                "distances": {"mae": None},
+            },
+        )
     write_json(folder / "other.json", [1, 2, 3])
     add_measurements([run], [folder], "kcal/mol")
     assert run.values["forces_rmse"] == pytest.approx(2 / KCAL_PER_MOL)
     assert run.values["energy_per_atom_rmse"] == pytest.approx(0.002 / KCAL_PER_MOL)
     assert run.values["forces_cosine"] == 2.0
-    assert run.values["time_to_failure"] == 12.5
-    assert run.values["failed_runs"] == 0.4
-    assert "distances_mae" not in run.values
+    assert run.values["time_to_failure@NVE, 300 K, 25 ps"] == 12.5
+    assert run.values["time_to_failure@NVT, 300 K, 25 ps"] == 20.0
+    assert run.values["failed_runs@NVE, 300 K, 25 ps"] == 0.4
+    assert run.values["energy_drift@NVE, 300 K, 25 ps"] == 5.0
+    assert not [key for key in run.values if "distances_mae" in key or "energy_drift@NVT" in key]
+    # Conditions get rows of their own, with the quantity's title and judgement.
+    make_report([folder], out=tmp_path / "out")
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "time to failure, NVE, 300 K, 25 ps (ps)" in markdown
+    assert "time to failure, NVT, 300 K, 25 ps (ps)" in markdown
+
+
+def test_results_of_moved_folders_go_to_the_run_with_the_longest_common_path(tmp_path, source):
+    stamp = "2026-11-20-09-44-32"
+    for method, piwsl in (("weak", PIWSL), ("base", None)):
+        path = fake_run(tmp_path / "made", stamp, 0, source, piwsl)
+        target = tmp_path / "runs" / method / "seed0"
+        target.parent.mkdir(parents=True)
+        path.parents[2].replace(target)
+    checkpoint = f"elsewhere/runs/base/seed0/checkpoints/{stamp}/best_checkpoint.pt"
+    result = {"checkpoint": checkpoint, "energy_rmse": 3.0, "forces_rmse": 4.0}
+    write_json(tmp_path / "runs" / "base" / "result.json", result)
+    runs = {run.method: run for run in find_runs([tmp_path / "runs"])}
+    add_measurements(list(runs.values()), [tmp_path / "runs"], "kcal/mol")
+    assert runs["baseline"].values["energy_rmse"] == pytest.approx(3.0)
+    assert len(runs) == 2
+    assert not [
+        key for method in runs if method != "baseline" for key in runs[method].values if key == "energy_rmse"
+    ]
 
 
 def test_page_is_self_contained_and_markdown_has_every_row(folder, tmp_path):

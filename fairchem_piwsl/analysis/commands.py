@@ -40,6 +40,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Energy and force errors of trained models, with intervals and parity plots."""
+    from rich.text import Text
+
     from fairchem_piwsl.analysis.evaluate import evaluate as run
     from fairchem_piwsl.analysis.tables import evaluation_tables
 
@@ -54,7 +56,8 @@ def evaluate(
         cpu=cpu,
         gradient_forces=gradient_forces,
     )
-    _show(result, evaluation_tables(result), out, as_json)
+    notes = [Text(result["warning"], style="yellow")] if result["warning"] else []
+    _show(result, [*evaluation_tables(result), *notes], out, as_json)
 
 
 def consistency(
@@ -202,8 +205,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Baseline against PIWSL and rivals over seeds: one HTML page and a markdown table."""
-    from fairchem_piwsl.analysis.errors import UNITS
-    from fairchem_piwsl.analysis.report import QUANTITIES, make_report
+    from fairchem_piwsl.analysis.report import make_report
     from fairchem_piwsl.analysis.tables import report_tables
 
     result = make_report(
@@ -217,8 +219,7 @@ def report(
         cpu=cpu,
         gradient_forces=gradient_forces,
     )
-    names = {key: (name, unit.format(e=UNITS[units][1])) for key, (name, unit) in QUANTITIES.items()}
-    _show(result, report_tables(result, names), out / "report.html", as_json)
+    _show(result, report_tables(result), out / "report.html", as_json)
 
 
 def _show(result: dict[str, Any], tables: Iterable[Any], out: Path, as_json: bool) -> None:

@@ -56,10 +56,13 @@ def run_md(
     reference = _reference_frames(reference_trajectory, atoms)
     name, source, engine = _engine(checkpoint, calculator, load_options)
     folder = out / file_name(name)
-    check_settings(folder, _fingerprint(atoms, settings, source))
+    criteria = [
+        criterion_for(atoms, reference, settings, bond_threshold, rdf_threshold, rdf_window)
+        for _ in range(seeds)
+    ]
+    check_settings(folder, _fingerprint(atoms, settings, source, criteria[0]))
     runs = []
-    for seed in range(first_seed, first_seed + seeds):
-        criterion = criterion_for(atoms, reference, settings, bond_threshold, rdf_threshold, rdf_window)
+    for seed, criterion in enumerate(criteria, first_seed):
 
         def tell(step: int, temperature: float, speed: float, seed: int = seed) -> None:
             report(seed, step, temperature, speed)
@@ -74,10 +77,11 @@ def run_md(
         "structure": str(structure),
         "formula": atoms.get_chemical_formula(mode="hill"),
         "settings": asdict(settings),
+        "length": steps * settings.timestep * 1e-3,
         "criterion": {
-            "name": criterion.name,
-            "threshold": criterion.threshold,
-            "unit": criterion.unit,
+            "name": criteria[0].name,
+            "threshold": criteria[0].threshold,
+            "unit": criteria[0].unit,
             "reference": str(reference_trajectory) if reference_trajectory else None,
         },
         "units": {"time": "ps", "drift": "meV/atom/ns", "energy_std": "meV/atom", "temperature": "K"},
@@ -126,13 +130,27 @@ def _engine(
     return potential.name, f"{checkpoint} sha256={digest} {options}".strip(), potential.calculator
 
 
-def _fingerprint(atoms: Atoms, settings: MDSettings, source: str) -> dict[str, Any]:
+def _fingerprint(
+    atoms: Atoms,
+    settings: MDSettings,
+    source: str,
+    criterion: stability.BondCriterion | stability.RdfCriterion,
+) -> dict[str, Any]:
+    """What a run and its verdict depend on; a folder continues under the same one only."""
     return {
         **asdict(settings),
         "formula": atoms.get_chemical_formula(mode="hill"),
-        "start": hashlib.sha256(np.ascontiguousarray(atoms.positions).tobytes()).hexdigest()[:16],
+        "start": _digest(atoms.positions),
         "model": source.split(" ", 1)[-1],  # by content, so that a moved checkpoint can continue its run
+        **{f"failure {key}": value for key, value in criterion.settings().items()},
+        "failure reference": _digest(criterion.expected),
     }
+
+
+def _digest(values: np.ndarray | None) -> str | None:
+    if values is None:
+        return None
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
 def _describe(

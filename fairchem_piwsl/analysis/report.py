@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from fairchem_piwsl.analysis.runs import Run, add_measurements, find_runs
 from fairchem_piwsl.analysis.statistics import Entry, add_timed_errors, compare_methods, families
 from fairchem_piwsl.errors import UserError
 
-# quantity -> title and unit; {e} stands for the energy unit
+# quantity -> title and unit; {e} stands for the energy unit. A run's value may carry a condition, as in
+# "time_to_failure@NVE, 300 K, 5 ps", which makes it a row of its own.
 QUANTITIES = {
     "energy_rmse": ("energy RMSE", "{e}"),
     "energy_mae": ("energy MAE", "{e}"),
@@ -36,6 +37,7 @@ QUANTITIES = {
     "jacobian_asymmetry": ("asymmetry of the force Jacobian", ""),
     "time_to_failure": ("time to failure", "ps"),
     "failed_runs": ("share of failed dynamics", ""),
+    "energy_drift": ("drift of the total energy, mean size", "meV/atom/ns"),
     "distances_mae": ("distances h(r), integral of |difference|", ""),
     "wall_time": ("wall time of training", "min"),
     "steps": ("training steps", ""),
@@ -82,12 +84,12 @@ def make_report(
     if data is not None:
         _evaluate(runs, data, out / "evaluations", tell, load_options)
     add_measurements(runs, [*folders, *([out / "evaluations"] if data is not None else [])], units)
-    factor, energy_unit, _ = UNITS[units]
-    names = {key: (name, unit.format(e=energy_unit)) for key, (name, unit) in QUANTITIES.items()}
+    factor = UNITS[units][0]
+    names = quantity_names({key for run in runs for key in run.values}, units)
     sections: list[Section] = []
     for (dataset, n_train, model, energies_only), methods in families(runs).items():
         limit = add_timed_errors(methods, factor)
-        entries = compare_methods(methods, list(QUANTITIES))
+        entries = compare_methods(methods, list(names))
         printed = _printed(methods, entries, paper_dataset) if units == "kcal/mol" else {}
         size = f"{n_train} structures" if n_train is not None else "training set not found"
         heading = f"{dataset}, {size}{' with energies only' if energies_only else ''}, {model}"
@@ -99,11 +101,25 @@ def make_report(
         members = [run for group in methods.values() for run in group]
         kept = [figure for figure in figures if figure is not None]
         sections.append(Section(heading, entries, printed, limit, kept, members))
-    result = _as_dict(sections, units)
+    result = _as_dict(sections, units, names)
     write_json(out / "report.json", result)
     report_page.write_page(out / "report.html", title, sections, names)
     report_page.write_markdown(out / "report.md", title, sections, names)
     return result
+
+
+def quantity_names(measured: Iterable[str], units: str) -> dict[str, tuple[str, str]]:
+    """Titles and units of all quantities of `QUANTITIES`, and of those in `measured` that carry a condition."""
+    energy_unit = UNITS[units][1]
+    conditions = sorted({key.partition("@")[2] for key in measured} - {""})
+    return {
+        f"{key}@{condition}" if condition else key: (
+            f"{name}, {condition}" if condition else name,
+            unit.format(e=energy_unit),
+        )
+        for key, (name, unit) in QUANTITIES.items()
+        for condition in ("", *conditions)
+    }
 
 
 def _evaluate(
@@ -136,10 +152,11 @@ def _printed(
     return found
 
 
-def _as_dict(sections: Sequence[Section], units: str) -> dict[str, Any]:
+def _as_dict(sections: Sequence[Section], units: str, names: dict[str, tuple[str, str]]) -> dict[str, Any]:
     return {
         "command": "report",
         "units": units,
+        "names": names,
         "sections": [
             {
                 "title": section.title,

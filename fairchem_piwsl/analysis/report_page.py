@@ -106,9 +106,14 @@ def _html_table(section: Section, names: Names) -> str:
 
 def _judgement(entry: Entry) -> str:
     """ "better" or "worse" where a paired test says so at the 5 % level."""
-    if entry.change is None or entry.p is None or entry.p > 0.05 or entry.quantity in NEUTRAL:
+    if entry.change is None or entry.p is None or entry.p > 0.05 or _kind(entry) in NEUTRAL:
         return ""
-    return "better" if (entry.change > 0) == (entry.quantity in MORE_IS_BETTER) else "worse"
+    return "better" if (entry.change > 0) == (_kind(entry) in MORE_IS_BETTER) else "worse"
+
+
+def _kind(entry: Entry) -> str:
+    """Its quantity without the condition."""
+    return entry.quantity.partition("@")[0]
 
 
 def _html_runs(section: Section, names: Names) -> str:

@@ -35,7 +35,11 @@ class BondCriterion:
         self.pairs, lengths = bonds(structure)
         if reference:
             lengths = np.mean([bond_lengths(frame, self.pairs) for frame in reference], axis=0)
-        self.lengths = lengths
+        self.expected = lengths
+
+    def settings(self) -> dict[str, float]:
+        """What decides about failure, beside the expected lengths."""
+        return {"threshold": self.threshold}
 
     def departure(self, atoms: Atoms) -> float:
         """Largest departure of a bond in `atoms`; infinite where positions are not finite."""
@@ -43,7 +47,7 @@ class BondCriterion:
             return float("inf")
         if not len(self.pairs):
             return 0.0
-        return float(np.abs(bond_lengths(atoms, self.pairs) - self.lengths).max())
+        return float(np.abs(bond_lengths(atoms, self.pairs) - self.expected).max())
 
 
 class RdfCriterion:
@@ -67,8 +71,12 @@ class RdfCriterion:
         self.window = max(1, window)
         half_height = 0.5 / np.linalg.norm(structure.cell.reciprocal(), axis=1).max()
         self.edges = np.linspace(0.0, min(6.0, half_height), bins + 1)
-        self.reference = radial_distribution(reference, self.edges) if reference else None
+        self.expected = radial_distribution(reference, self.edges) if reference else None
         self.frames: list[Atoms] = []
+
+    def settings(self) -> dict[str, float]:
+        """What decides about failure, beside the expected distribution."""
+        return {"threshold": self.threshold, "window": self.window}
 
     def add(self, atoms: Atoms) -> float:
         """Take a frame; the departure where it ends a window, else NaN."""
@@ -79,9 +87,9 @@ class RdfCriterion:
             return float("nan")
         current = radial_distribution(self.frames, self.edges)
         self.frames = []
-        if self.reference is None:
-            self.reference = current
-        return float(np.abs(current - self.reference).sum() * (self.edges[1] - self.edges[0]))
+        if self.expected is None:
+            self.expected = current
+        return float(np.abs(current - self.expected).sum() * (self.edges[1] - self.edges[0]))
 
 
 def radial_distribution(frames: Sequence[Atoms], edges: np.ndarray) -> np.ndarray:

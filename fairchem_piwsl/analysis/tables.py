@@ -133,7 +133,7 @@ def md_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def report_tables(result: dict[str, Any], names: dict[str, tuple[str, str]]) -> list[Table]:
+def report_tables(result: dict[str, Any]) -> list[Table]:
     """The main quantities of each section of `piwsl report`; the page has all of them."""
     tables = []
     for section in result["sections"]:
@@ -142,7 +142,7 @@ def report_tables(result: dict[str, Any], names: dict[str, tuple[str, str]]) -> 
             table.add_column(heading, justify="left" if heading in ("quantity", "method") else "right")
         previous = None
         for entry in _headlines(section["entries"]):
-            name, unit = names[entry["quantity"]]
+            name, unit = result["names"][entry["quantity"]]
             first = entry["quantity"] != previous
             previous = entry["quantity"]
             table.add_row(
