@@ -210,6 +210,18 @@ def test_all_electron_energies_in_another_unit(tmp_path, unit):
     prepare([path], tmp_path / "trusted", trust_units=True, **SMALL)
 
 
+def test_a_coincidence_with_all_electron_energies_is_recognised_by_the_forces(tmp_path):
+    # valence energies in eV, as GFN2-xTB's of ethanol, may be those of all electrons as a number of Rydberg
+    zero = {z: energy / units.Rydberg for z, energy in FREE_ATOMS_EV.items()}
+    frames = vibrations(60, zero=zero)
+    offset = np.mean([atoms.get_potential_energy() for atoms in vibrations(60)])
+    for atoms in frames:
+        relabel(atoms, energy=atoms.get_potential_energy() - offset)
+    path = save(tmp_path / "a.extxyz", frames)
+    refused(tmp_path, "all-electron energies in Rydberg", path, train=40, no_forces=True)
+    prepare([path], tmp_path / "out", **{**SMALL, "train": 40})
+
+
 def test_all_electron_energies_per_atom(tmp_path):
     frames = molecules(40, zero=FREE_ATOMS_EV)
     for atoms in frames:

@@ -94,6 +94,8 @@ def _all_electron(train: Records, units: str) -> str:
         for unit, size in ENERGY_UNITS.items():
             scaled = ratio * size / ENERGY_UNITS["Hartree"]
             inside = (scaled > _ALL_ELECTRON[0]) & (scaled < _ALL_ELECTRON[1])
+            if unit != units and train.force_rms / declared * size > _LARGE_FORCES:
+                continue  # a coincidence: forces would be absurd in that unit
             multiple = train.natoms[usable].max() > 1
             if inside.mean() > 0.9 and (unit != units or (per_atom and multiple)):
                 kind = f"per atom in {unit}" if per_atom and multiple else f"in {unit}"
