@@ -19,6 +19,7 @@ from fairchem_piwsl.analysis.files import write_json
 from fairchem_piwsl.analysis.paper import printed_for, printed_values
 from fairchem_piwsl.analysis.report import make_report
 from fairchem_piwsl.analysis.report_page import mean_and_spread
+from fairchem_piwsl.analysis.report_plots import survival
 from fairchem_piwsl.analysis.runs import Curve, add_measurements, find_runs, read_curves
 from fairchem_piwsl.analysis.statistics import best_until, compare_methods, equal_time, families
 from fairchem_piwsl.cli import app
@@ -167,7 +168,7 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
                 "checkpoint": checkpoint,
                 "settings": {"ensemble": ensemble, "temperature": 300.0},
                 "length": 25.0,
-                "runs": [{"drift": drift} for drift in drifts],
+                "runs": [{"drift": drift, "time": 25.0, "failed": False} for drift in drifts],
                 "summary": {"time_to_failure_mean": failure, "failed": 2, "runs": 5},
                 "distances": {"mae": None},
             },
@@ -184,9 +185,17 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
     assert not [key for key in run.values if "distances_mae" in key or "energy_drift@NVT" in key]
     # Conditions get rows of their own, with the quantity's title and judgement.
     make_report([folder], out=tmp_path / "out")
+    (picture,) = (tmp_path / "out").glob("survival_*.png")
+    assert picture.stat().st_size > 10_000
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert "time to failure, NVE, 300 K, 25 ps (ps)" in markdown
     assert "time to failure, NVT, 300 K, 25 ps (ps)" in markdown
+
+
+def test_survival_counts_unfinished_starts_as_far_as_they_went():
+    time, share = survival([(1.0, True), (2.0, False), (3.0, True), (4.0, False), (4.0, False)])
+    assert time.tolist() == [0, 1, 2, 3, 4]
+    assert share == pytest.approx([1, 0.8, 0.8, 0.8 * 2 / 3, 0.8 * 2 / 3])
 
 
 def test_results_of_moved_folders_go_to_the_run_with_the_longest_common_path(tmp_path, source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,22 +147,31 @@ def _rmse(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def plot_profile(result: dict[str, Any], path: Path) -> Path:
-    """Energy with slopes by the predicted forces (top); force along the bond, and the curve's slope (bottom)."""
+    """Energy with slopes by the predicted forces (top); force along the bond, and the curve's slope (bottom).
+
+    Seeds of one method share a colour; slopes are drawn for the first of them.
+    """
     units, lengths = result["units"], np.asarray(result["lengths"])
+    groups = _seeds([name for name in result["curves"] if name != result["reference"]])
     with plots.figure(7.0, 7.0) as fig:
         top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
-        models = 0
-        for name, curve in result["curves"].items():
-            is_reference = name == result["reference"]
-            colour = plots.REFERENCE if is_reference else plots.colour(models)
-            models += not is_reference
-            energy, force = np.asarray(curve["energy"]), np.asarray(curve["force"])
-            top.plot(lengths, energy, color=colour, label=name, linewidth=2.2 if is_reference else 1.6)
-            _draw_slopes(top, lengths, energy, force, colour)
-            bottom.plot(lengths, force, color=colour, label=name)
-            if not is_reference:
-                bottom.plot(
-                    lengths, -np.gradient(energy, lengths), color=colour, linestyle=":", linewidth=1.6
+        for number, (group, names) in enumerate(groups.items()):
+            colour = plots.colour(number)
+            for name in names:
+                energy, force = (np.asarray(result["curves"][name][key]) for key in ("energy", "force"))
+                is_first = name == names[0]
+                label = (f"{group}, {len(names)} seeds" if len(names) > 1 else group) if is_first else None
+                style = {"color": colour, "linewidth": 1.6 if is_first else 0.9}
+                top.plot(lengths, energy, label=label, **style)
+                bottom.plot(lengths, force, label=label, **style)
+                if is_first:
+                    _draw_slopes(top, lengths, energy, force, colour)
+                    bottom.plot(lengths, -np.gradient(energy, lengths), color=colour, linestyle=":")
+        if result["reference"]:
+            curve = result["curves"][result["reference"]]
+            for axes, key in ((top, "energy"), (bottom, "force")):
+                axes.plot(
+                    lengths, curve[key], color=plots.REFERENCE, linewidth=2.2, label=result["reference"]
                 )
         for axes in (top, bottom):
             axes.axvline(result["initial_length"], color="#888888", linewidth=0.8, linestyle="--")
@@ -177,6 +187,14 @@ def plot_profile(result: dict[str, Any], path: Path) -> Path:
         top.legend()
         bottom.legend()
         return plots.save(fig, path)
+
+
+def _seeds(names: Sequence[str]) -> dict[str, list[str]]:
+    """Models whose names differ in the number of their seed or run alone, under what they share."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"[/_ -]?(seed|run)[-_]?\d+$", "", name) or name, []).append(name)
+    return {group if len(members) > 1 else members[0]: members for group, members in groups.items()}
 
 
 def _draw_slopes(axes: Any, lengths: np.ndarray, energy: np.ndarray, force: np.ndarray, colour: str) -> None:

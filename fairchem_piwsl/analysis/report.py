@@ -96,6 +96,7 @@ def make_report(
         stem = file_name(f"{dataset}_{n_train or 'unknown'}_{model}_{len(sections)}")
         figures = [
             report_plots.plot_errors(entries, printed, names, heading, out / f"errors_{stem}.png"),
+            report_plots.plot_survival(methods, heading, out / f"survival_{stem}.png"),
             report_plots.plot_curves(methods, factor, units, limit, heading, out / f"curves_{stem}.png"),
         ]
         members = [run for group in methods.values() for run in group]

@@ -93,3 +93,41 @@ def plot_curves(
         grid[0][0].legend()
         fig.suptitle(title)
         return plots.save(fig, path)
+
+
+def plot_survival(methods: dict[str, list[Run]], title: str, path: Path) -> Path | None:
+    """Share of dynamics that has not failed by a time, a panel for each kind; None without dynamics."""
+    conditions = list(dict.fromkeys(c for runs in methods.values() for run in runs for c in run.dynamics))
+    if not conditions:
+        return None
+    with plots.figure(max(6.0, 5.2 * len(conditions)), 3.8) as fig:
+        panels = fig.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
+        for axes, condition in zip(panels, conditions, strict=True):
+            for number, (method, runs) in enumerate(methods.items()):
+                starts = [start for run in runs for start in run.dynamics.get(condition, [])]
+                if starts:
+                    time, share = survival(starts)
+                    label = f"{method}: {len(starts)} starts"
+                    axes.step(time, share, where="post", color=plots.colour(number), label=label)
+            axes.set_xlabel("time (ps)")
+            axes.set_title(condition)
+            axes.set_ylim(-0.03, 1.05)
+            axes.set_xlim(left=0)
+        panels[0].set_ylabel("share without failure")
+        panels[-1].legend()
+        fig.suptitle(title, fontsize=11)
+        return plots.save(fig, path)
+
+
+def survival(starts: Sequence[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    """Times (ps) and the share of `starts` that is without failure from then on (Kaplan and Meier).
+
+    Each start is its length in ps and whether it failed; one that did not fail counts up to its length.
+    """
+    times, shares = [0.0], [1.0]
+    for time in sorted({length for length, _ in starts}):
+        at_risk = sum(length >= time for length, _ in starts)
+        failures = sum(failed and length == time for length, failed in starts)
+        times.append(time)
+        shares.append(shares[-1] * (1 - failures / at_risk))
+    return np.array(times), np.array(shares)

@@ -28,7 +28,11 @@ class Curve:
 
 @dataclass
 class Run:
-    """One training run. `values`: measured quantity -> number; `curves`: TensorBoard tag -> curve."""
+    """One training run.
+
+    `values`: measured quantity -> number; `curves`: TensorBoard tag -> curve; `dynamics`: conditions -> length
+    of each start in ps, and whether it failed.
+    """
 
     folder: Path
     checkpoint: Path
@@ -40,6 +44,7 @@ class Run:
     seed: int | None
     values: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
+    dynamics: dict[str, list[tuple[float, bool]]] = field(default_factory=dict)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -211,6 +216,9 @@ def add_measurements(runs: Sequence[Run], folders: Sequence[str | Path], units: 
             run = _owner(runs, entry.get("checkpoint"))
             if run is not None:
                 run.values |= _measured(content, entry, units)
+                if content.get("command") == "md":
+                    starts = [(start["time"], start["failed"]) for start in content["runs"]]
+                    run.dynamics[_conditions(content)] = starts
 
 
 def _owner(runs: Sequence[Run], checkpoint: Any) -> Run | None:
@@ -247,9 +255,8 @@ def _measured(content: dict[str, Any], entry: dict[str, Any], units: str) -> dic
         values["force_mismatch"] = convert(content["force_mismatch"]["rmse"], unit, factor)
         values["pitc_slope"] = content["slopes"]["pitc_k0"]
     elif command == "md":
-        settings, drifts = content["settings"], [run["drift"] for run in content["runs"]]
-        # Dynamics under other conditions is another quantity.
-        at = f"@{settings['ensemble'].upper()}, {settings['temperature']:g} K, {content['length']:g} ps"
+        drifts = [run["drift"] for run in content["runs"]]
+        at = f"@{_conditions(content)}"  # dynamics under other conditions is another quantity
         values["time_to_failure" + at] = content["summary"]["time_to_failure_mean"]
         values["failed_runs" + at] = content["summary"]["failed"] / content["summary"]["runs"]
         values["distances_mae" + at] = content["distances"]["mae"]
@@ -259,6 +266,12 @@ def _measured(content: dict[str, Any], entry: dict[str, Any], units: str) -> dic
         for metric in ("energy_rmse", "forces_rmse"):
             values[metric] = convert(content[metric], "kcal/mol", factor)
     return {key: float(value) for key, value in values.items() if value is not None}
+
+
+def _conditions(content: dict[str, Any]) -> str:
+    """Under what dynamics ran, in words."""
+    settings = content["settings"]
+    return f"{settings['ensemble'].upper()}, {settings['temperature']:g} K, {content['length']:g} ps"
 
 
 def convert(value: float | None, unit: str, factor: float) -> float | None:
