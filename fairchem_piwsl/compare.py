@@ -57,6 +57,7 @@ def compare(
     test: Path,
     out: Path,
     side_by_side: int = 2,
+    cpu: bool = True,
 ) -> list[Result]:
     """Train and evaluate every method with every seed.
 
@@ -68,12 +69,15 @@ def compare(
         out: folder of all runs, `out/<method>/seed<seed>`.
         side_by_side: trainings at the same time, each on one thread. Small models gain little from a second
             thread, and one that has to wait for other work on the machine costs more than it brings.
+        cpu: stay off the GPU.
     """
     runs = [(method, seed, out / method / f"seed{seed}") for seed in seeds for method in methods]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn()) as progress, ThreadPoolExecutor(side_by_side) as pool:
         trainings = [
-            pool.submit(train, config, methods[method], seed, run_dir, progress, f"{method}, seed {seed}")
+            pool.submit(
+                train, config, methods[method], seed, run_dir, progress, f"{method}, seed {seed}", cpu
+            )
             for method, seed, run_dir in runs
         ]
         seconds = [training.result() for training in trainings]
