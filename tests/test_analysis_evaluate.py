@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from helpers_analysis import rattled, train, write_lmdb
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fairchem_piwsl.analysis.errors import KCAL_PER_MOL
 from fairchem_piwsl.analysis.evaluate import evaluate, group, relative_energies
 from fairchem_piwsl.analysis.potential import load_potential
 from fairchem_piwsl.analysis.structures import read_labelled
+from fairchem_piwsl.analysis.tables import evaluation_tables
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 
@@ -98,6 +101,20 @@ def test_command_writes_json_and_pictures_and_keeps_earlier_results(checkpoints,
     assert table.exit_code == 0
     assert "eV/Angstrom" in table.stdout
     assert json.loads((out / "evaluate.json.1").read_text()) == stored
+
+
+def test_table_of_many_models_names_them_all_on_a_narrow_terminal(checkpoints, data, tmp_path):
+    copies = []
+    for number in range(5):
+        copies.append(tmp_path / f"a_long_name_{number}.pt")
+        copies[-1].write_bytes(checkpoints[0].read_bytes())
+    result = evaluate(copies, data, cpu=True, n_bootstrap=2)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(evaluation_tables(result)[0])
+    text = console.export_text()
+    assert all(f"a_long_name_{number} " in text for number in range(5))
+    assert text.count("kcal/mol/Å") == 2
+    assert "…" not in text
 
 
 def test_energies_alone_are_enough(checkpoints, structures, tmp_path):

@@ -163,16 +163,15 @@ def plot_profile(result: dict[str, Any], path: Path) -> Path:
                 label = (f"{group}, {len(names)} seeds" if len(names) > 1 else group) if is_first else None
                 style = {"color": colour, "linewidth": 1.6 if is_first else 0.9}
                 top.plot(lengths, energy, label=label, **style)
-                bottom.plot(lengths, force, label=label, **style)
+                bottom.plot(lengths, force, **style)
                 if is_first:
                     _draw_slopes(top, lengths, energy, force, colour)
                     bottom.plot(lengths, -np.gradient(energy, lengths), color=colour, linestyle=":")
         if result["reference"]:
             curve = result["curves"][result["reference"]]
-            for axes, key in ((top, "energy"), (bottom, "force")):
-                axes.plot(
-                    lengths, curve[key], color=plots.REFERENCE, linewidth=2.2, label=result["reference"]
-                )
+            style = {"color": plots.REFERENCE, "linewidth": 2.2}
+            top.plot(lengths, curve["energy"], label=result["reference"], **style)
+            bottom.plot(lengths, curve["force"], **style)
         for axes in (top, bottom):
             axes.axvline(result["initial_length"], color="#888888", linewidth=0.8, linestyle="--")
         bottom.plot([], [], color="#555555", linestyle=":", label="slope of the energy curve, -dE/dd")

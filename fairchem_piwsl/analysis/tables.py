@@ -38,14 +38,30 @@ def evaluation_tables(result: dict[str, Any]) -> list[Table]:
         title=f"{result['data']}: {result['structures']} structures, {result['atoms']} atoms",
         caption=f"[{result['confidence']:.0%} bootstrap interval over structures]",
     )
-    summary.add_column("error")
-    summary.add_column("unit")
+    fill = _row_for_each_error if len(result["models"]) <= 2 else _row_for_each_model
+    fill(summary, result)
+    return [summary, *(_group_table(result, model) for model in result["models"] if model["groups"])]
+
+
+def _row_for_each_error(table: Table, result: dict[str, Any]) -> None:
+    for heading in ("error", "unit"):
+        table.add_column(heading, no_wrap=True)
     for model in result["models"]:
-        summary.add_column(model["name"], justify="right")
+        table.add_column(model["name"], justify="right")
     for metric, title in TITLES.items():
         cells = [interval(model["metrics"][metric]) for model in result["models"]]
-        summary.add_row(title, result["units"][metric], *cells)
-    return [summary, *(_group_table(result, model) for model in result["models"] if model["groups"])]
+        table.add_row(title, result["units"][metric], *cells)
+
+
+def _row_for_each_model(table: Table, result: dict[str, Any]) -> None:
+    """Without the errors per atom, which the JSON has."""
+    table.add_column("model", no_wrap=True)
+    chosen = [metric for metric in TITLES if "per_atom" not in metric]
+    for metric in chosen:
+        unit = result["units"][metric].replace("Angstrom", "Å")
+        table.add_column(f"{TITLES[metric]}\n{unit}", justify="right", min_width=len(unit))
+    for model in result["models"]:
+        table.add_row(model["name"], *(interval(model["metrics"][metric]) for metric in chosen))
 
 
 def _group_table(result: dict[str, Any], model: dict[str, Any]) -> Table:
@@ -97,7 +113,7 @@ def profile_table(result: dict[str, Any]) -> Table:
         f"{len(result['moving_atoms'])} atoms move",
         caption=f"lengths in Angstrom, energy in {units['energy']}, force in {units['force']}",
     )
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     headings = ("minimum at", "local minima", "force - slope, RMSE", "energy RMSE", "force RMSE")
     for heading in headings[: 5 if result["reference"] else 3]:
         table.add_column(heading, justify="right")
@@ -107,7 +123,9 @@ def profile_table(result: dict[str, Any]) -> Table:
             ", ".join(f"{length:.2f}" for length in curve["local_minima"]) or "-",
             number(curve["force_against_slope_rmse"]),
         ]
-        if result["reference"]:
+        if name == result["reference"]:
+            cells += ["-", "-"]
+        elif result["reference"]:
             cells += [number(curve["energy_rmse"]), number(curve["force_rmse"])]
         table.add_row(name, *cells)
     return table
