@@ -375,6 +375,10 @@ def test_finished_work_is_not_repeated_on_request(tmp_path, capsys):
     again = prepare([path], tmp_path / "out", reuse=True, **options)
     assert "already done" in capsys.readouterr().out
     assert again["splits"]["train"]["structures"] == 10
+    (tmp_path / "moved").mkdir()
+    path = path.rename(tmp_path / "moved" / "a.extxyz")
+    path.touch()  # as a fresh checkout does
+    prepare([path], tmp_path / "out", reuse=True, **options)
     assert (tmp_path / "out/summary.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="already holds data"):
         prepare([path], tmp_path / "out", reuse=True, **{**options, "train": 9})

@@ -30,6 +30,9 @@ from fairchem_piwsl.errors import UserError
 #: sizes of drawn splits where none is given; None: all the rest
 DRAWN: dict[str, int | None] = {"train": None, "val": 100, "test": 1000}
 
+#: bytes of the largest file that is known by its contents
+HASHED = 100_000_000
+
 
 @dataclass(frozen=True)
 class WriteOptions:
@@ -147,7 +150,7 @@ def write_dataset(
     Args:
         make_plan: called only when there is something to do, since it counts the structures of all files.
         sources: all that the plan may read from.
-        arguments: what was asked for; with the files' sizes and times it identifies the data set.
+        arguments: what was asked for; with the files it identifies the data set.
         out: output folder.
         options: checks and output.
     """
@@ -265,8 +268,17 @@ def _write_rest(
 
 
 def _identity(arguments: dict[str, Any], sources: Sequence[Source]) -> str:
-    """Hash of the arguments and of the files' names, sizes and times."""
-    files = sorted(
-        {(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for s in sources for p in s.paths}
-    )
-    return hashlib.sha256(json.dumps([arguments, files], sort_keys=True, default=str).encode()).hexdigest()
+    """Hash of the arguments and of the files; of those, names and contents count, folders do not."""
+    named = {
+        key: [Path(str(item)).name for item in value] if isinstance(value, list) else value
+        for key, value in arguments.items()
+    }
+    files = sorted({_file_identity(path) for source in sources for path in source.paths})
+    return hashlib.sha256(json.dumps([named, files], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _file_identity(path: Path) -> str:
+    """The file's contents; of a large one its name, size and time, which are read at once."""
+    if path.stat().st_size <= HASHED:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
