@@ -26,7 +26,7 @@ help:
 demo: $(VENV)/.installed-run
 	$(VENV)/bin/python scripts/demo.py
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.installed-mace
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
 test-current: $(VENV_CURRENT)/.installed-current
@@ -52,6 +52,10 @@ data/aspirin: | $(VENV)/.installed-run
 $(VENV)/.installed-%: setup.py | $(VENV)/bin/python
 	@echo "Installing into $(VENV): some minutes and 6 GB, once."
 	$(VENV)/bin/python $(PIP_INSTALL) -e $(if $(filter run,$*),.,".[$*]")
+	@touch $@
+
+$(VENV)/.installed-mace: requirements-mace.txt | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) --no-deps -r requirements-mace.txt
 	@touch $@
 
 $(VENV_CURRENT)/.installed-current: setup.py requirements-current.txt | $(VENV_CURRENT)/bin/python

@@ -32,6 +32,9 @@ setup(
     ],
     extras_require={
         "scatter": ["torch-scatter"],
+        # storage of sweeps in a database: postgresql+psycopg://..., mysql+pymysql://...
+        "postgresql": ["psycopg[binary]"],
+        "mysql": ["pymysql"],
         "xtb": ["tblite>=0.8,<0.9"],
         "test": ["pytest", "hypothesis"],
         "dev": [

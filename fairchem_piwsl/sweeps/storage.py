@@ -89,7 +89,11 @@ def _open_database(url: str) -> BaseStorage:
     try:
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except ImportError as error:
-        raise UserError(f"storage {shown} needs a database driver ({error}); install it with pip.") from error
+        missing = getattr(error.__cause__ or error, "name", None) or "of the URL's dialect"
+        raise UserError(
+            f"storage {shown} needs the database driver {missing}: pip install 'fairchem_piwsl[postgresql]' for "
+            "postgresql+psycopg://..., 'fairchem_piwsl[mysql]' for mysql+pymysql://..."
+        ) from error
     except Exception as error:  # every driver has errors of its own
         reason = str(error).splitlines()[0].replace(url, shown)
         raise UserError(
