@@ -69,11 +69,12 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or Path("runs/paper") / f"{recipe.name}_{args.scale}"
     patterns = recipe.smoke.configs or recipe.configs if small else recipe.configs
     data = dict(item.partition("=")[::2] for item in args.data)
-    originals = {name: load_base(path) for name, path in find_configs(CONFIGS, patterns, args.only).items()}
-    configs = use_data(originals, data, example_data() if small else None)
+    originals = {name: load_base(path) for name, path in find_configs(CONFIGS, patterns).items()}
+    lengths = relative_lengths(originals)
+    chosen = {name: originals[name] for name in find_configs(CONFIGS, patterns, args.only)}
+    configs = use_data(chosen, data, example_data() if small else None)
     if small:
         scale, steps = read_yaml(SMALL, "small scale"), args.steps or recipe.smoke.steps
-        lengths = relative_lengths(originals)
         configs = {
             name: shrink(config, scale, round(steps * lengths[name])) for name, config in configs.items()
         }
