@@ -19,6 +19,7 @@ from ase.io import write
 from conftest import labelled_molecules, make_trainer
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config
+from helpers_models import DIRECT
 
 from fairchem_piwsl.settings import PIWSLSettings
 
@@ -68,51 +69,13 @@ COEFFICIENTS = {
 
 #: what makes a model of configs/s2ef/models small
 SMALL: dict[str, dict[str, Any]] = {
-    "schnet": dict(hidden_channels=16, num_filters=16, num_interactions=2, num_gaussians=16),
-    "painn": dict(hidden_channels=16, num_layers=2, num_rbf=16, cutoff=5.0, max_neighbors=20),
-    "spinconv": dict(
-        hidden_channels=8,
-        mid_hidden_channels=16,
-        num_interactions=2,
-        num_basis_functions=16,
-        sphere_size_lat=6,
-        sphere_size_long=6,
-        max_num_neighbors=20,
-        embedding_size=4,
-        max_num_elements=30,
-    ),
-    "escn": dict(
-        num_layers=2,
-        lmax_list=[2],
-        mmax_list=[1],
-        sphere_channels=8,
-        hidden_channels=8,
-        edge_channels=8,
-        num_sphere_samples=16,
-        distance_resolution=0.2,
-        cutoff=5.0,
-        max_num_elements=30,
-    ),
-    "equiformer_v2": dict(
-        num_layers=2,
-        lmax_list=[2],
-        mmax_list=[1],
-        sphere_channels=8,
-        attn_hidden_channels=8,
-        num_heads=2,
-        attn_alpha_channels=4,
-        attn_value_channels=4,
-        ffn_hidden_channels=8,
-        edge_channels=8,
-        num_distance_basis=16,
-        grid_resolution=8,
-        max_radius=5.0,
-        max_num_elements=30,
-    ),
+    model: {key: value for key, value in block.items() if key != "name"} for model, block in DIRECT.items()
+} | {
     "mace": dict(
         hidden_irreps="4x0e + 4x1o", mlp_irreps="4x0e", max_ell=1, correlation=2, radial_mlp=[8], num_bessel=4
     ),
 }
+SMALL["equiformer_v2"] |= dict(num_distance_basis=16, grid_resolution=8)
 
 
 def paths() -> list[Path]:
