@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fairchem.core.common.utils import load_config
 from helpers_analysis import rattled, train, write_lmdb
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
@@ -20,7 +22,15 @@ from fairchem_piwsl.analysis.paper import printed_for, printed_values
 from fairchem_piwsl.analysis.report import make_report
 from fairchem_piwsl.analysis.report_page import mean_and_spread
 from fairchem_piwsl.analysis.report_plots import survival
-from fairchem_piwsl.analysis.runs import Curve, add_measurements, find_runs, read_curves
+from fairchem_piwsl.analysis.runs import (
+    Curve,
+    Run,
+    add_measurements,
+    find_runs,
+    method_label,
+    model_label,
+    read_curves,
+)
 from fairchem_piwsl.analysis.statistics import best_until, compare_methods, equal_time, families
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
@@ -139,6 +149,38 @@ def test_papers_values_match_data_set_size_model_and_method(folder):
     assert printed_for(baseline, "forces_rmse", "tio2").dataset == "tio2"
     baseline.n_train = 123
     assert printed_for(baseline, "forces_rmse") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset", "table", "variant"),
+    [
+        ("tables/3_no_force_labels/painn_gradient_piwsl", None, "3", "piwsl"),
+        ("tables/3_no_force_labels/painn_direct_baseline", None, "3", "baseline"),
+        ("tables/4_ablation/painn_pisc", None, "4", "pisc"),
+        ("tables/6_adversarial/painn_adversarial", None, "6", "adversarial"),
+        ("tables/A10_pisc_cases/painn_pisc_case2", "ani1x_other_sample", "A10", "pisc_case2"),
+        ("tables/A12_point_losses/painn_pitc_mae", "ani1x_other_sample", "A12", "pitc_mae"),
+        ("tables/A13_eps_max/painn_pitc_eps0.05", "ani1x_other_sample", "A13", "pitc_eps0.05"),
+        ("tables/A14_fraction/painn_pitc_fraction50", "ani1x_other_sample", "A14", "pitc_fraction50"),
+        ("tables/A16_gradient_forces/painn_gradient_weak_label", None, "A16", "weak_label"),
+        ("cells/ani1x_1000/painn_piwsl", None, "1", "piwsl"),
+    ],
+)
+def test_papers_values_of_its_special_tables(config, dataset, table, variant):
+    content = load_config(f"{Path(__file__).parents[1]}/configs/s2ef/{config}.yml")[0]
+    content["dataset"] = content["dataset"]["train"]
+    run = Run(
+        folder=Path(),
+        checkpoint=Path(),
+        config=content,
+        dataset="",
+        n_train=1000,
+        model=model_label(content["model"]),
+        method=method_label(content),
+        seed=0,
+    )
+    found = printed_for(run, "forces_rmse", dataset)
+    assert (found.table, found.variant) == (table, variant)
 
 
 def test_measurements_are_found_and_converted(folder, tmp_path):

@@ -56,17 +56,14 @@ def variants_of(run: Run) -> list[str]:
     if piwsl.get("perturbation") == "adversarial":
         return ["adversarial"]
     if piwsl.get("c_pitc") and piwsl.get("c_pisc"):
-        return [f"pisc_case{piwsl.get('pisc_case', 1)}", "pitc+pisc", "random", "piwsl"]
+        return ["piwsl", "pitc+pisc", "random", f"pisc_case{piwsl.get('pisc_case', 1)}"]
     if piwsl.get("c_pisc"):
         return ["pisc"]
-    return [
-        f"pitc_{piwsl.get('point_loss', 'mse')}",
-        f"pitc_eps{piwsl.get('eps_max', 0.01):g}",
-        f"pitc_fraction{100 * piwsl.get('fraction', 1.0):g}",
-        "pitc",
-        "random",
-        "piwsl",
-    ]
+    fraction, loss = piwsl.get("fraction", 1.0), piwsl.get("point_loss", "mse")
+    varied = [f"pitc_eps{piwsl.get('eps_max', 0.01):g}"]
+    varied += [f"pitc_fraction{100 * fraction:g}"] if fraction < 1 else []
+    varied += [f"pitc_{loss}"] if loss != "mse" else []
+    return [*varied, "piwsl", "pitc", "random", "pitc_mse", "pitc_fraction100"]
 
 
 def dataset_of(run: Run, datasets: set[str]) -> str | None:
