@@ -137,6 +137,37 @@ def test_planted_explosion_is_found_within_one_interval(tmp_path, fails):
     assert again.failure_step == progress.failure_step  # a failed run stays failed
 
 
+def test_running_out_of_memory_is_no_failure_of_the_model(tmp_path):
+    class Greedy(Springs):
+        def calculate(self, *args, **options):
+            super().calculate(*args, **options)
+            if self.count == 60:
+                raise MemoryError
+
+    atoms = molecule("CH3CH2OH")
+    settings, criterion = MDSettings(interval=20), stability.BondCriterion(atoms)
+    with pytest.raises(MemoryError):
+        simulate(atoms, Greedy(atoms), settings, 100, 0, tmp_path, criterion)
+    progress = simulate(atoms, Springs(atoms), settings, 100, 0, tmp_path, criterion)
+    assert (progress.step, progress.failure_step) == (100, None)
+
+
+def test_a_molecule_beyond_the_cutoff_ends_its_run(tmp_path):
+    """A model that raises then must not end the whole command."""
+
+    class Refusing(Springs):
+        def calculate(self, *args, **options):
+            super().calculate(*args, **options)
+            if self.count > 60:
+                raise UserError("no two atoms are within its cutoff")
+
+    atoms = molecule("CH3CH2OH")
+    settings, criterion = MDSettings(interval=20), stability.BondCriterion(atoms)
+    progress = simulate(atoms, Refusing(atoms), settings, 100, 0, tmp_path, criterion)
+    assert progress.failure_step == 60
+    assert "cutoff" in progress.reason
+
+
 def test_stable_run_does_not_fail(tmp_path):
     atoms = molecule("CH3CH2OH")
     criterion = stability.BondCriterion(atoms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from helpers_analysis import rattled, train, write_lmdb
 from helpers_models import EQUIFORMER_V2, ESCN, PAINN, SCHNET, build, gradient
 
@@ -170,6 +171,17 @@ def test_bad_checkpoints_are_named(checkpoints, tmp_path):
     torch.save(state, other)
     with pytest.raises(UserError, match="no_such_model"):
         load_potential(other, cpu=True)
+
+
+def test_structures_that_a_model_cannot_do_are_named(checkpoints, structures):
+    potential = load_potential(checkpoints["painn"] / "best_checkpoint.pt", cpu=True)
+    for atoms, words in (
+        (Atoms("CfH", [[0, 0, 0], [0, 0, 1.5]]), "all elements of C, Cf, H, O"),
+        (Atoms("H"), "no two atoms are within"),
+        (Atoms("H2", [[0, 0, 0], [0, 0, np.nan]]), "not finite"),
+    ):
+        with pytest.raises(UserError, match=words):
+            potential.predict([structures[0], atoms])
 
 
 def test_names_tell_checkpoints_apart(tmp_path):

@@ -76,9 +76,9 @@ def simulate(
     while progress.step < steps and progress.failure_step is None:
         try:
             dynamics.step()
-        except UserError:
-            raise
         except Exception as error:  # whatever a calculator raises on atoms that have flown apart
+            if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+                raise  # no verdict on the model: the run can be continued
             progress.reason = f"the calculator failed: {error!r}"
         progress.step += 1
         is_record = progress.step % settings.interval == 0 or progress.step == steps

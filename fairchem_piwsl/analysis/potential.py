@@ -76,12 +76,21 @@ class Potential:
         return PotentialCalculator(self)
 
     def _evaluate(self, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+        if not all(np.isfinite(atoms.positions).all() for atoms in structures):
+            raise UserError(f"{self.path}: a structure to evaluate has positions that are not finite.")
         batch = to_batch(structures, self.dtype).to(self._trainer.device)
-        if self.gradient_forces:
-            energy, forces = self._energy_and_gradient(batch)
-        else:
-            outputs = self._forward(batch)
-            energy, forces = outputs["energy"], outputs["forces"]
+        try:
+            if self.gradient_forces:
+                energy, forces = self._energy_and_gradient(batch)
+            else:
+                outputs = self._forward(batch)
+                energy, forces = outputs["energy"], outputs["forces"]
+        except IndexError as error:
+            elements = ", ".join(sorted({symbol for atoms in structures for symbol in atoms.symbols}))
+            raise UserError(
+                f"{self.path}: the model cannot evaluate a structure ({error}); does it know all elements of "
+                f"{elements}?"
+            ) from error
         return energy.detach().cpu().numpy().reshape(-1), forces.detach().cpu().numpy().reshape(-1, 3)
 
     def _energy_and_gradient(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -103,6 +112,12 @@ class Potential:
             try:
                 outputs = self._trainer._forward(batch)
             except AttributeError as error:
+                # PaiNN and GemNet refuse a structure without edges by the `id` that its data set gave it.
+                if str(error).endswith("attribute 'id'"):
+                    raise UserError(
+                        f"{self.path}: this model cannot evaluate a structure of which no two atoms are within "
+                        "its cutoff, such as a single atom."
+                    ) from error
                 raise UserError(
                     f"{self.path}: the model does not give what the checkpoint's `outputs` name ({error})."
                 ) from error
