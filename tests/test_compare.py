@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,34 @@ def test_finished_runs_are_not_repeated(comparison, tiny_data):
     again = compare(folder / "config.yml", METHODS, [0], tiny_data / "test.lmdb", folder / "runs")
     assert again == results
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+
+
+def test_interrupted_run_continues_to_the_same_end(comparison, tiny_data, tmp_path):
+    folder, (whole, _) = comparison
+    run_dir = tmp_path / "baseline" / "seed0"
+    command = [sys.executable, "-m", "fairchem_piwsl", "--mode", "train", "--cpu", "--seed", "0"]
+    command += [
+        "--config-yml",
+        str(folder / "config.yml"),
+        "--run-dir",
+        str(run_dir),
+        "--timestamp-id",
+        "run",
+    ]
+    half = [*METHODS["baseline"], "--optim.max_epochs=1", "--dataset.test=None"]
+    subprocess.run([*command, *half], check=True, capture_output=True)
+    method = {"baseline": METHODS["baseline"]}
+    (continued,) = compare(folder / "config.yml", method, [0], tiny_data / "test.lmdb", tmp_path)
+    assert "checkpoints/run/checkpoint.pt" in (run_dir / "train.log").read_text()
+    assert continued.energy_rmse == whole.energy_rmse
+    assert continued.forces_rmse == whole.forces_rmse
+
+
+def test_folder_of_another_run_is_refused(comparison, tiny_data):
+    folder, _ = comparison
+    changed = {"baseline": [*METHODS["baseline"], "--optim.lr_initial=0.1"]}
+    with pytest.raises(UserError, match=r"seed0 holds a run with other settings.*settings\.json"):
+        compare(folder / "config.yml", changed, [0], tiny_data / "test.lmdb", folder / "runs")
 
 
 def test_failed_training_names_its_log(comparison, tiny_data, tmp_path):
