@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -293,6 +295,26 @@ def test_reference_calculator_needs_no_checkpoint(tmp_path):
     assert result["model"] == "EMT"
     assert result["summary"]["failed"] == 0
     assert result["summary"]["is_lower_bound"]
+
+
+def test_xtb_conserves_energy_as_far_as_verlets_integrator_does(tmp_path):
+    """The fluctuation falls fourfold with half the time step, and there is next to no drift beside it."""
+    pytest.importorskip("tblite")
+    write(tmp_path / "ethanol.xyz", molecule("CH3CH2OH"))
+    spreads = []
+    for timestep, steps, interval in ((1.0, 400, 2), (0.5, 800, 4)):
+        # In a process of its own: tblite has to be loaded before torch.
+        out = tmp_path / str(timestep)
+        command = [sys.executable, "-m", "fairchem_piwsl.cli", "md", "--calculator", "xtb"]
+        command += ["--structure", str(tmp_path / "ethanol.xyz"), "--timestep", str(timestep)]
+        command += ["--steps", str(steps), "--interval", str(interval), "--out", str(out), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (start,) = json.loads(done.stdout)["runs"]
+        spreads.append(start["energy_std"])
+        drifted = abs(start["drift"]) * start["time"] * 1e-3  # meV/atom over the run
+        assert drifted < 0.2 * start["energy_std"]
+    assert spreads[0] / spreads[1] == pytest.approx(4, rel=0.1)
 
 
 def test_bad_input_is_named(trained, tmp_path):
