@@ -87,6 +87,14 @@ def test_runs_are_found_and_named_by_their_settings(folder):
     assert next(iter(methods)) == "baseline"
 
 
+def test_training_set_is_found_from_folders_above_the_run(tmp_path, source, monkeypatch):
+    fake_run(tmp_path / "runs", "base", 0, source.relative_to(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (run,) = find_runs([tmp_path / "runs"])
+    assert run.n_train == 100
+
+
 def test_runs_of_one_method_with_other_settings_are_kept_apart(folder, source):
     fake_run(folder, "longer", 7, source, epochs=22)
     methods = {run.method for run in find_runs([folder]) if "PITC" not in run.method}
@@ -212,7 +220,7 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
                 "length": 25.0,
                 "runs": [{"drift": drift, "time": 25.0, "failed": False} for drift in drifts],
                 "summary": {"time_to_failure_mean": failure, "failed": 2, "runs": 5},
-                "distances": {"mae": None},
+                "distances": {"mae": 0.1 if ensemble == "nvt" else None},
             },
         )
     write_json(folder / "other.json", [1, 2, 3])
@@ -224,12 +232,18 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
     assert run.values["time_to_failure@NVT, 300 K, 25 ps"] == 20.0
     assert run.values["failed_runs@NVE, 300 K, 25 ps"] == 0.4
     assert run.values["energy_drift@NVE, 300 K, 25 ps"] == 5.0
-    assert not [key for key in run.values if "distances_mae" in key or "energy_drift@NVT" in key]
+    assert not [
+        key
+        for key in run.values
+        if key in ("distances_mae@NVE, 300 K, 25 ps", "energy_drift@NVT, 300 K, 25 ps")
+    ]
     # Conditions get rows of their own, with the quantity's title and judgement.
     make_report([folder], out=tmp_path / "out")
     (picture,) = (tmp_path / "out").glob("survival_*.png")
     assert picture.stat().st_size > 10_000
     markdown = (tmp_path / "out" / "report.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}  # |difference| makes no cells
     assert "time to failure, NVE, 300 K, 25 ps (ps)" in markdown
     assert "time to failure, NVT, 300 K, 25 ps (ps)" in markdown
 

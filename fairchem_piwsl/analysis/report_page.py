@@ -21,14 +21,16 @@ NOTES = (
     "the seeds that both have; with few seeds it is a weak test, and every row is a test of its own. Paper: the "
     "printed value for this data set, training size, model and method (its settings may differ from these runs)."
 )
+BAR = r"\|"  # in a cell of a markdown table
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; }
 th, td { padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
+td { white-space: nowrap; } td:first-child { white-space: normal; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 tr.first td { border-top: 2px solid #bbb; }
 td.better { color: #00694c; } td.worse { color: #a33c00; }
-img { max-width: 100%; } .note { color: #555; font-size: 13px; }
+img { width: 100%; } .note { color: #555; font-size: 13px; }
 """
 # Quantities of which more is better; nothing is said about those in the second set.
 MORE_IS_BETTER = {"forces_cosine", "time_to_failure"}
@@ -61,7 +63,8 @@ def write_markdown(path: Path, title: str, sections: Sequence[Section], names: N
     lines = [f"# {title}", "", NOTES, ""]
     for section in sections:
         lines += [f"## {section.title}", "", f"| {' | '.join(HEADINGS)} |", "|---|---|--:|--:|--:|--:|--:|"]
-        lines += [f"| {' | '.join(cells)} |" for _, _, cells in _rows(section, names)]
+        for _, _, cells in _rows(section, names):
+            lines.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
         lines.append("")
     _write(path, "\n".join(lines))
 

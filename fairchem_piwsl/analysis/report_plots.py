@@ -100,7 +100,7 @@ def plot_survival(methods: dict[str, list[Run]], title: str, path: Path) -> Path
     conditions = list(dict.fromkeys(c for runs in methods.values() for run in runs for c in run.dynamics))
     if not conditions:
         return None
-    with plots.figure(max(6.0, 5.2 * len(conditions)), 3.8) as fig:
+    with plots.figure(11.0, 3.8) as fig:
         panels = fig.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
         for axes, condition in zip(panels, conditions, strict=True):
             for number, (method, runs) in enumerate(methods.items()):

@@ -74,7 +74,7 @@ def _read_run(checkpoint: Path) -> Run:
         checkpoint=checkpoint,
         config=config,
         dataset=_dataset_label(source),
-        n_train=_length(source),
+        n_train=_length(_near(source, checkpoint)),
         model=model_label(config["model"]),
         method=method_label(config),
         seed=config.get("cmd", {}).get("seed"),
@@ -153,6 +153,12 @@ def _dataset_label(source: str) -> str:
     """The last part of a path that is no general word."""
     parts = [part for part in Path(source).with_suffix("").parts if part not in ("train", "data", "/")]
     return parts[-1] if parts else source
+
+
+def _near(source: str, checkpoint: Path) -> str:
+    """`source`, which may count from where training was started: from here, or from a folder above the run."""
+    folders = [Path(), *checkpoint.resolve().parents]
+    return next((str(folder / source) for folder in folders if (folder / source).exists()), source)
 
 
 def _length(source: str) -> int | None:
