@@ -104,11 +104,29 @@ def test_jacobian_curl_and_asymmetry_are_those_of_the_field(water):
 def test_directional_mismatch_recovers_a_planted_force_error():
     structures = rattled(["C6H6"], 3)
     good = measures.directional_derivatives(Emt(), structures, 40, 1e-3, np.random.default_rng(0))
+    assert good[2] == 0
     assert good[0] == pytest.approx(good[1], abs=1e-6)
     bad = measures.directional_derivatives(Emt(0.5), structures, 40, 1e-3, np.random.default_rng(0))
     planted = [0.5 * np.cross([0, 0, 1], a.positions - a.positions.mean(axis=0)) for a in structures]
     expected = measures.root_mean_square(np.concatenate(planted))
     assert measures.root_mean_square(bad[0] - bad[1]) == pytest.approx(expected, rel=0.2)
+
+
+def test_jumps_are_stepped_around(water):
+    """As of a model whose energy and forces jump where a pair passes its cutoff."""
+    smooth, matrix = quadratic(9)
+    edge = water.positions.ravel()[4] + 3e-4
+    jumping = Analytic(
+        lambda x: smooth.energy(x) + 0.1 * (x[4] > edge), lambda x: smooth.forces(x) + 0.1 * (x[4] > edge)
+    )
+    true, found, share = measures.directional_derivatives(
+        jumping, [water], 30, 1e-3, np.random.default_rng(0), refinements=3
+    )
+    assert found == pytest.approx(true, abs=1e-7)
+    assert 0.5 < share < 1  # directions that hardly move atom 1 along y do not reach the jump
+    _, crude, _ = measures.directional_derivatives(jumping, [water], 30, 1e-3, np.random.default_rng(0))
+    assert np.abs(crude - true).max() > 10
+    assert measures.force_jacobian(jumping, water, 1e-3, refinements=3) == pytest.approx(-matrix, abs=1e-7)
 
 
 def test_net_force_and_torque_of_isolated_molecules_only(water):

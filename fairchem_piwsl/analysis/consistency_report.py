@@ -17,6 +17,8 @@ from fairchem_piwsl.errors import UserError
 
 # Finite-difference steps in Angstrom: near the optimum of truncation against rounding.
 STEPS = {"float64": 1e-3, "float32": 1e-2}
+# Steps smaller by ten each that a jump is stepped around with; in single precision rounding forbids them.
+REFINEMENTS = {"float64": 3, "float32": 0}
 # Forces and gradient closer than this, relative to the forces, count as one and the same.
 SAME = {"float64": 1e-5, "float32": 1e-2}
 CURVES = {
@@ -63,12 +65,13 @@ def check_consistency(
     magnitudes = np.geomspace(*dr_range, points)
     residuals = measures.taylor_residuals(potential, sample, magnitudes, random, batch_size)
     curves = {key: measures.root_mean_square(values, axis=1) for key, values in residuals.items()}
-    predicted, from_energy = measures.directional_derivatives(
-        potential, sample, directions, step, random, batch_size
+    refinements = REFINEMENTS[precision]
+    predicted, from_energy, jumps = measures.directional_derivatives(
+        potential, sample, directions, step, random, batch_size, refinements
     )
     jacobian_sample = sample[:: max(1, len(sample) // max(jacobians, 1))][:jacobians]
     curls = [
-        measures.curl_measures(measures.force_jacobian(potential, atoms, step, batch_size))
+        measures.curl_measures(measures.force_jacobian(potential, atoms, step, batch_size, refinements))
         for atoms in jacobian_sample
     ]
     forces = potential.predict(sample, batch_size).forces
@@ -96,6 +99,7 @@ def check_consistency(
             "rmse": mismatch * factor,
             "relative": relative,
             "directions": directions,
+            "jumps": jumps if refinements else None,
             "predicted": predicted.ravel() * factor,
             "from_energy": from_energy.ravel() * factor,
         },

@@ -97,6 +97,7 @@ def consistency_table(result: dict[str, Any], labels: dict[str, str]) -> Table:
     mismatch = result["force_mismatch"]
     table.add_row("force against -dE/dr, RMSE", number(mismatch["rmse"]), units["force"])
     table.add_row("force against -dE/dr, relative", number(mismatch["relative"]), "")
+    table.add_row("directions with a jump of E within 0.002 Angstrom", number(mismatch["jumps"], 2), "")
     table.add_row("curl per atom, mean", number(curl["per_atom_mean"]), units["curl"])
     table.add_row("asymmetry of the force Jacobian", number(curl["asymmetry"]), "")
     if net:
