@@ -54,7 +54,7 @@ def plot_errors(
             axes.set_yticks(range(len(methods)), methods)
             axes.set_ylim(len(methods) - 0.5, -0.5)
             axes.set_xlabel(" in ".join(part for part in names[quantity] if part))
-            axes.set_xlim(left=0)
+            axes.set_xlim(0, 1.06 * axes.dataLim.x1)
         note = "; diamonds: the paper" if printed else ""
         fig.suptitle(f"{title} (dots: seeds, lines: means{note})", fontsize=11)
         return plots.save(fig, path)
