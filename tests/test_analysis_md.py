@@ -288,6 +288,15 @@ def test_command_runs_seeds_extends_them_and_compares_distances(trained, tmp_pat
     assert "another failure threshold (1000.0 instead of 0.4)" in str(other.exception)
 
 
+def test_a_command_that_could_not_start_leaves_its_folder_to_others(trained, tmp_path):
+    _, water, checkpoint = trained
+    write(tmp_path / "no_model_knows.xyz", Atoms("LrH", [[0, 0, 0], [0, 0, 1.5]]))
+    with pytest.raises(UserError, match="does it know all elements"):
+        run_md(checkpoint, tmp_path / "no_model_knows.xyz", MDSettings(), steps=1, out=tmp_path, cpu=True)
+    result = run_md(checkpoint, water, MDSettings(), steps=1, out=tmp_path, cpu=True)
+    assert result["formula"] == "H2O"
+
+
 def test_reference_calculator_needs_no_checkpoint(tmp_path):
     write(tmp_path / "cluster.xyz", Icosahedron("Cu", noshells=2))
     settings = MDSettings(interval=10, timestep=2.0)

@@ -119,10 +119,10 @@ class RunFolder:
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Store `settings` in a new folder; refuse to continue a run under other ones."""
+    """Store `settings` in a folder without runs; refuse to continue a run under other ones."""
     path = folder / "settings.json"
     text = json.dumps(settings, indent=2, sort_keys=True)
-    if path.exists():
+    if path.exists() and any(folder.glob("seed_*/state.npz")):
         stored = json.loads(path.read_text(encoding="utf-8"))
         now = json.loads(text)
         different = [key for key in now if stored.get(key) != now[key]]
