@@ -196,6 +196,11 @@ def pretrain(experiment: Experiment, model: str) -> Path:
     return best_checkpoint(run_dir)
 
 
+def references_file(experiment: Experiment, name: str, size: int, seed: int) -> Path:
+    """Element references of one training set."""
+    return experiment.out / "references" / f"{name}_{size}_seed{seed}.npz"
+
+
 def fine_tuning_config(
     experiment: Experiment, model: str, start: Mapping[str, Any], size: int, seed: int, name: str
 ) -> Path:
@@ -203,7 +208,7 @@ def fine_tuning_config(
 
     start: what to change in the block `model` and `optim` so that training starts from given weights.
     """
-    references = experiment.out / "references" / f"{name}_{size}_seed{seed}.npz"
+    references = references_file(experiment, name, size, seed)
     settings = experiment.scale["models"][model]
     config = training_config(settings, "fine_tuning", experiment.labels(size, seed), size, references)
     config["model"] = start.get("model", config["model"])
@@ -222,15 +227,8 @@ def fine_tune(experiment: Experiment, model: str, pretrained: Path, size: int, s
     config = fine_tuning_config(experiment, model, start, size, seed, model)
     test = experiment.labels(size, seed) / "test" / "data.lmdb"
     folder = experiment.out / "runs" / f"{model}_{size}"
-    results = compare(
-        config,
-        methods(experiment, model),
-        [seed],
-        test,
-        folder,
-        experiment.side_by_side,
-        experiment.cpu,
-    )
+    how = {"side_by_side": experiment.side_by_side, "cpu": experiment.cpu}
+    results = compare(config, methods(experiment, model), [seed], test, folder, **how)
     return [Row(model, r.method, size, seed, r.energy_rmse, r.forces_rmse, r.train_seconds) for r in results]
 
 
@@ -252,7 +250,9 @@ def zero_shot(experiment: Experiment, model: str, pretrained: Path, size: int, s
     old = state["elementrefs"]["energy"]["element_references"]
     state["elementrefs"]["energy"]["element_references"] = values[: len(old)].to(old)
     path = experiment.out / "pretraining" / f"{model}_new_references.pt"
-    torch.save(state, path)
+    unfinished = path.with_name(path.name + ".part")
+    torch.save(state, unfinished)
+    unfinished.replace(path)
     energy, forces = evaluated(path, experiment.labels(size, seed) / "test" / "data.lmdb")
     return Row(model, PRETRAINED, None, 0, energy, forces, float("nan"))
 

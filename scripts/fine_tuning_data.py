@@ -64,6 +64,7 @@ def prepare_labels(
         train=size,
         units=unit,
         allow_missing=True,
+        allow_duplicates=True,  # published sets stay as they are
         reuse=True,
         quiet=True,
     )

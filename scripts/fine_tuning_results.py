@@ -112,7 +112,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
                     sizes = sorted({s for (who, s, m) in by_group if who == model and m == method and s})
                     values = [[getattr(r, quantity) for r in by_group[model, s, method]] for s in sizes]
                     ax.errorbar(
-                        sizes,
+                        [size * 1.03 ** (2 * number + 1 - len(names)) for size in sizes],  # side by side
                         [statistics.fmean(v) for v in values],
                         yerr=[statistics.stdev(v) if len(v) > 1 else 0.0 for v in values],
                         color=plots.colour(number),
