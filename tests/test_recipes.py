@@ -58,7 +58,10 @@ def test_small_scale_keeps_losses_and_weak_terms(tiny_data, tmp_path):
     config = use_data({"x": load_base(path)}, {}, data)["x"]
     small = shrink(config, SMALL, 100)
     assert small["loss_functions"] == config["loss_functions"]
-    assert small["optim"]["piwsl"] == config["optim"]["piwsl"]
+    late = {"start_step": 0, "ramp_steps": 0}
+    assert small["optim"]["piwsl"] == config["optim"]["piwsl"] | late
+    config["optim"]["piwsl"] |= {"start_step": 500, "ramp_steps": 10}
+    assert shrink(config, SMALL, 600)["optim"]["piwsl"] == config["optim"]["piwsl"] | {"start_step": 100}
     assert small["optim"]["clip_grad_norm"] == config["optim"]["clip_grad_norm"]
     assert "patience" not in small["optim"]  # of the scheduler that was replaced
     assert small["model"]["name"] == config["model"]["name"]

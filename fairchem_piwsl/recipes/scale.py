@@ -22,7 +22,8 @@ def shrink(config: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -
 
     Args:
         config: a training config, merged.
-        settings: `optim`, the small scale's block, and `models`, changes by the model's name.
+        settings: `optim`, the small scale's block; `models`, changes by the model's name; and `lr_initial`, by
+            the model's name where it is not that of `optim`.
         steps: training steps.
 
     Raises:
@@ -30,18 +31,23 @@ def shrink(config: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -
     """
     small = copy.deepcopy(dict(config))
     block = innermost_model(small["model"])
-    changes = settings["models"].get(model_name(block))
+    model = model_name(block)
+    changes = settings["models"].get(model)
     if changes is None:
         raise UserError(
-            f"the small scale has no settings for the model '{model_name(block)}'; "
-            f"it knows {', '.join(settings['models'])}."
+            f"the small scale has no settings for the model '{model}'; it knows {', '.join(settings['models'])}."
         )
     block |= copy.deepcopy(changes)
     kept = {key: small["optim"][key] for key in KEPT if key in small["optim"]}
     optim = merge(settings["optim"], kept)
     structures = number_of_structures(small["dataset"]["train"]["src"])
     per_epoch = -(-structures // optim["batch_size"])
+    optim["lr_initial"] = settings["lr_initial"].get(model, optim["lr_initial"])
     optim |= {"max_epochs": -(-steps // per_epoch), "T_max": steps, "eval_every": max(1, steps // 5)}
+    if "piwsl" in optim:  # a later start of the weak terms, as in the example's 3,003 steps at most
+        longest = {"start_step": steps // 6, "ramp_steps": steps // 3}
+        shorter = {key: min(optim["piwsl"].get(key, 0), most) for key, most in longest.items()}
+        optim["piwsl"] = {**optim["piwsl"], **shorter}
     small["optim"] = optim
     validation = small["dataset"]["val"]
     if number_of_structures(validation["src"]) > VALIDATION:
