@@ -147,6 +147,19 @@ def test_fine_tuning_starts_from_the_pre_trained_weights_with_references_of_the_
     assert float(line.split(" | ")[4]) < 100  # kcal/mol; 72,000 with the old references
 
 
+def test_table_compares_methods_of_one_size_over_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    results = importlib.import_module("fine_tuning_results")
+    rows = [results.Row("painn", "pre-trained only", None, 0, 9.0, 9.0, float("nan"))]
+    for seed, (before, after) in enumerate(((4.0, 1.0), (6.0, 3.0))):
+        rows.append(results.Row("painn", "energies", 50, seed, before, 2.0, 10.0))
+        rows.append(results.Row("painn", "energies + PIWSL", 50, seed, after, 3.0, 20.0))
+    only, energies, piwsl = results.cells(rows)
+    assert only == ("painn", "", "pre-trained only", "", "9.00", "", "9.00", "", "")
+    assert energies[3:] == ("2", "5.00 ± 1.41", "", "2.00 ± 0.00", "", "10 ± 0")
+    assert piwsl[3:] == ("2", "2.00 ± 1.41", "-60.0 %", "3.00 ± 0.00", "+50.0 %", "20 ± 0")
+
+
 def run_here(monkeypatch, arguments: list[object]) -> None:
     """The script in this process, which saves importing everything again."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
