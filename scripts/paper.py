@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     originals = {name: load_base(path) for name, path in find_configs(CONFIGS, patterns).items()}
     lengths = relative_lengths(originals)
     chosen = {name: originals[name] for name in find_configs(CONFIGS, patterns, args.only)}
-    configs = use_data(chosen, data, example_data() if small else None)
+    configs = use_data(chosen, data, example_data if small else None)
     if small:
         scale, steps = read_yaml(SMALL, "small scale"), args.steps or recipe.smoke.steps
         configs = {

@@ -45,7 +45,7 @@ def test_recipes_find_their_configs_and_shrink_them(name, tiny_data, tmp_path):
     paths = find_configs(CONFIGS, recipe.smoke.configs or recipe.configs)
     if recipe.smoke.configs and name != "table_A11":  # which adds the second order to the small scale
         assert paths.keys() <= paper.keys()
-    for config in use_data({key: load_base(path) for key, path in paths.items()}, {}, data).values():
+    for config in use_data({key: load_base(path) for key, path in paths.items()}, {}, lambda: data).values():
         config = shrink(config, SMALL, 60)
         assert config["optim"]["T_max"] == 60
         assert data_folder(config) == data
@@ -55,7 +55,7 @@ def test_recipes_find_their_configs_and_shrink_them(name, tiny_data, tmp_path):
 def test_small_scale_keeps_losses_and_weak_terms(tiny_data, tmp_path):
     data = small_data(tiny_data, tmp_path / "data")
     path = CONFIGS / "tables" / "3_no_force_labels" / "painn_gradient_piwsl.yml"
-    config = use_data({"x": load_base(path)}, {}, data)["x"]
+    config = use_data({"x": load_base(path)}, {}, lambda: data)["x"]
     small = shrink(config, SMALL, 100)
     assert small["loss_functions"] == config["loss_functions"]
     late = {"start_step": 0, "ramp_steps": 0}
@@ -100,7 +100,7 @@ def test_mistakes_are_sentences(tiny_data, tmp_path):
     with pytest.raises(UserError, match=r"data/tio2_100 is missing.*piwsl prepare"):
         use_data({"x": config}, {}, None)
     with pytest.raises(UserError, match=r"--data lmnto_100=.*uses tio2_100"):
-        use_data({"x": config}, {"lmnto_100": "f"}, small_data(tiny_data, tmp_path / "data"))
+        use_data({"x": config}, {"lmnto_100": "f"}, lambda: small_data(tiny_data, tmp_path / "data"))
     with pytest.raises(UserError, match="matches no run of this recipe"):
         find_configs(CONFIGS, ("cells/tio2_100/painn_*.yml",), only="schnet")
     with pytest.raises(UserError, match="matches no config"):

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +34,14 @@ class Training:
 
 
 def use_data(
-    configs: Mapping[str, Any], data: Mapping[str, str], stand_in: Path | None
+    configs: Mapping[str, Any], data: Mapping[str, str], stand_in: Callable[[], Path] | None
 ) -> dict[str, dict[str, Any]]:
     """The configs with their data folders replaced.
 
     Args:
         configs: training configs by name.
         data: name of a data folder, the last part of its path -> folder to use instead.
-        stand_in: folder for those that do not exist; without it they are an error.
+        stand_in: makes a folder for those that do not exist; without it they are an error.
 
     Raises:
         UserError: a data folder is missing, or `data` names one that no config uses.
@@ -57,7 +57,7 @@ def use_data(
                     f"{new} is missing: the first lines of configs/s2ef/datasets/{old.name}.yml have the "
                     f"`piwsl prepare` command for it, or name another folder with --data {old.name}=FOLDER."
                 )
-            new = stand_in
+            new = stand_in()
         placed[name] = with_data(config, str(old), str(new))
     for name in data:
         if name not in used:
