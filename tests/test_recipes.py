@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from fairchem_piwsl.analysis.paper import printed_values
+from fairchem_piwsl.datasets.references import N_ELEMENTS, write_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.recipes.recipe import find_configs, read_recipe
 from fairchem_piwsl.recipes.run import options, relative_lengths, use_data, write_trainings
@@ -120,9 +122,12 @@ def test_other_settings_do_not_mix_into_a_folder(tmp_path):
         write_trainings({"x/y": config}, [0], tmp_path)
 
 
-def test_a_recipe_from_end_to_end(tmp_path):
-    """Two short trainings on the example data; the second call only writes the report again."""
-    command = [sys.executable, str(ROOT / "scripts" / "paper.py"), "table_A18", "--steps", "4"]
+def test_a_recipe_from_end_to_end(tiny_data, tmp_path):
+    """Two short trainings; the second call only writes the report again."""
+    data = small_data(tiny_data, tmp_path / "data")
+    write_references(data / "element_references.npz", np.zeros(N_ELEMENTS))
+    command = [sys.executable, str(ROOT / "scripts" / "paper.py"), "table_A18"]
+    command += ["--data", f"ani1x_1000={data}", "--steps", "4"]
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout + first.stderr
     out = tmp_path / "runs" / "paper" / "table_A18_smoke"
