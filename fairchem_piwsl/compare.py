@@ -93,32 +93,24 @@ def _evaluated(method: str, seed: int, run_dir: Path, test: Path, seconds: float
     if path.exists():
         return Result(**json.loads(path.read_text()))
 
+    checkpoint = best_checkpoint(run_dir)
+    energy, forces = rmse_of(checkpoint, test)
+    result = Result(method, seed, energy, forces, train_seconds=seconds, checkpoint=str(checkpoint))
+    path.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return result
+
+
+def rmse_of(checkpoint: Path, test: Path) -> tuple[float, float]:
+    """RMSE of energies (kcal/mol) and of force components (kcal/mol/Angstrom) on a data set."""
     from fairchem_piwsl.analysis.errors import error_table, in_units
     from fairchem_piwsl.analysis.potential import load_potential
     from fairchem_piwsl.analysis.structures import read_labelled
 
-    checkpoint = best_checkpoint(run_dir)
     structures = read_labelled(test)
     prediction = load_potential(checkpoint, cpu=True).predict([s.atoms for s in structures])
-    errors = in_units(
-        error_table(
-            np.array([s.energy for s in structures]),
-            [s.forces for s in structures],
-            prediction.energy,
-            prediction.forces,
-        ),
-        "kcal/mol",
-    )
-    result = Result(
-        method=method,
-        seed=seed,
-        energy_rmse=errors["energy_rmse"].value,
-        forces_rmse=errors["forces_rmse"].value,
-        train_seconds=seconds,
-        checkpoint=str(checkpoint),
-    )
-    path.write_text(json.dumps(asdict(result), indent=2) + "\n")
-    return result
+    energies, forces = np.array([s.energy for s in structures]), [s.forces for s in structures]
+    errors = in_units(error_table(energies, forces, prediction.energy, prediction.forces), "kcal/mol")
+    return errors["energy_rmse"].value, errors["forces_rmse"].value
 
 
 def train(

@@ -46,12 +46,13 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
         for name in ("energy_rmse", "forces_rmse"):
             values, reference = [getattr(run, name) for run in runs], [getattr(run, name) for run in first]
             change = 100 * (statistics.fmean(values) / statistics.fmean(reference) - 1)
-            cells += [_mean_and_spread(values, ".2f"), "" if runs is first else f"{change:+.1f} %"]
-        table.append((*cells, _mean_and_spread([run.train_seconds for run in runs], ".0f")))
+            cells += [mean_and_spread(values, ".2f"), "" if runs is first else f"{change:+.1f} %"]
+        table.append((*cells, mean_and_spread([run.train_seconds for run in runs], ".0f")))
     return table
 
 
-def _mean_and_spread(values: Sequence[float], digits: str) -> str:
+def mean_and_spread(values: Sequence[float], digits: str) -> str:
+    """`1.23 ± 0.04`, the mean alone of a single value; `digits` is a format such as `.2f`."""
     mean = f"{statistics.fmean(values):{digits}}"
     return f"{mean} ± {statistics.stdev(values):{digits}}" if len(values) > 1 else mean
 

@@ -10,15 +10,14 @@ import argparse
 import json
 from pathlib import Path
 
+from example_data import example_data
 from rich.console import Console
 
 from fairchem_piwsl.compare import compare
 from fairchem_piwsl.compare_report import markdown_table, plot, rich_table, summary
-from fairchem_piwsl.datasets.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "s2ef" / "example.yml"
-EXAMPLE = ROOT / "examples" / "aspirin"
 #: the config has PIWSL on; a weight of zero is the stock trainer, bit for bit
 METHODS = {"baseline": ["--optim.piwsl.c_pitc=0.0"], "piwsl": []}
 
@@ -29,17 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     args = parser.parse_args()
 
-    files = {split: [str(EXAMPLE / f"{split}.extxyz.gz")] for split in ("train", "val", "test")}
-    prepare(
-        files=[],
-        out="data/aspirin",
-        train_files=files["train"],
-        val_files=files["val"],
-        test_files=files["test"],
-        reuse=True,
-        quiet=True,
-    )
-    test = Path("data/aspirin/test/data.lmdb")
+    test = example_data() / "test" / "data.lmdb"
     results = compare(CONFIG, METHODS, args.seeds, test, args.out)
 
     title = "Aspirin, 100 labelled structures, PaiNN"

@@ -11,7 +11,6 @@ call goes on where the first one stopped. scripts/fine_tuning/smoke.yml and pape
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,17 +21,20 @@ import numpy as np
 import torch
 import yaml
 from fine_tuning_data import check_files, check_xtb, prepare_labels, prepare_pretraining, start_structure
-from fine_tuning_results import Row, evaluated, plot, table, write_table
+from fine_tuning_results import Row, plot, table, write_table
 from rich.console import Console
 from rich.progress import Progress
 
 from fairchem_piwsl.analysis.report import make_report
-from fairchem_piwsl.compare import best_checkpoint, compare, train
+from fairchem_piwsl.checkpoints import save_atomically
+from fairchem_piwsl.compare import best_checkpoint, compare, rmse_of, train
 from fairchem_piwsl.datasets.energy_units import KCAL_PER_MOL
+from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.datasets.references import write_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.fine_tuning_references import from_config
 from fairchem_piwsl.models.mace_files import export, import_mace
+from fairchem_piwsl.recipes.scale import schedule
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE.parent / "configs" / "s2ef" / "base.yml"
@@ -154,8 +156,7 @@ def training_config(
     config["model"] = settings["model"]
     optim = {**config["optim"], **settings["optim"], **settings[step]}
     steps, validations = optim.pop("steps"), optim.pop("validations")
-    epochs = math.ceil(steps / math.ceil(size / optim["batch_size"]))
-    optim |= {"max_epochs": epochs, "T_max": steps, "eval_every": max(1, steps // validations)}
+    optim |= schedule(steps, size, optim["batch_size"], validations)
     config["optim"] = optim
     config["loss_functions"] = [ENERGY, FORCES] if step == "pretraining" else [ENERGY]
     config["evaluation_metrics"]["primary_metric"] = "loss" if step == "pretraining" else "energy_rmse"
@@ -180,7 +181,7 @@ def pretrain(experiment: Experiment, model: str) -> Path:
         experiment.data,
         experiment.scale["pretraining_data"],
     )
-    size = len(np.load(data / "train" / "metadata.npz")["natoms"])
+    size = number_of_structures(data / "train" / "data.lmdb")
     config = training_config(settings, "pretraining", data, size, None)
     path = written(config, experiment.out / "configs" / f"pretraining_{model}.yml")
     with Progress() as progress:
@@ -244,16 +245,14 @@ def methods(experiment: Experiment, model: str) -> dict[str, list[str]]:
 def zero_shot(experiment: Experiment, model: str, pretrained: Path, size: int, seed: int) -> Row:
     """Errors of the pre-trained model as it is, but for element references of the new level."""
     fine_tuning_config(experiment, model, {"optim": {"finetune_from": str(pretrained)}}, size, seed, model)
-    references = experiment.out / "references" / f"{model}_{size}_seed{seed}.npz"
+    references = references_file(experiment, model, size, seed)
     state = torch.load(pretrained, map_location="cpu", weights_only=False)
     values = torch.from_numpy(np.load(references)["element_references"])
     old = state["elementrefs"]["energy"]["element_references"]
     state["elementrefs"]["energy"]["element_references"] = values[: len(old)].to(old)
     path = experiment.out / "pretraining" / f"{model}_new_references.pt"
-    unfinished = path.with_name(path.name + ".part")
-    torch.save(state, unfinished)
-    unfinished.replace(path)
-    energy, forces = evaluated(path, experiment.labels(size, seed) / "test" / "data.lmdb")
+    save_atomically(state, path)
+    energy, forces = rmse_of(path, experiment.labels(size, seed) / "test" / "data.lmdb")
     return Row(model, PRETRAINED, None, 0, energy, forces, float("nan"))
 
 

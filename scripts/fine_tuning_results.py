@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator
 from rich.table import Table
 
 from fairchem_piwsl.analysis import plots
-from fairchem_piwsl.analysis.errors import error_table, in_units
-from fairchem_piwsl.analysis.potential import load_potential
-from fairchem_piwsl.analysis.structures import read_labelled
+from fairchem_piwsl.compare_report import mean_and_spread
 
 HEADINGS = (
     *("model", "labels", "training", "seeds"),
@@ -39,15 +36,6 @@ class Row:
     train_seconds: float
 
 
-def evaluated(checkpoint: Path, test: Path) -> tuple[float, float]:
-    """RMSE of energies (kcal/mol) and of force components (kcal/mol/Angstrom) on a data set."""
-    structures = read_labelled(test)
-    prediction = load_potential(checkpoint, cpu=True).predict([s.atoms for s in structures])
-    energies, forces = np.array([s.energy for s in structures]), [s.forces for s in structures]
-    errors = in_units(error_table(energies, forces, prediction.energy, prediction.forces), "kcal/mol")
-    return errors["energy_rmse"].value, errors["forces_rmse"].value
-
-
 def groups(rows: Sequence[Row]) -> dict[tuple[str, int | None, str], list[Row]]:
     """Rows over seeds by model, size and method, in the order of first appearance."""
     found: dict[tuple[str, int | None, str], list[Row]] = {}
@@ -67,14 +55,11 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             values = [getattr(row, name) for row in members]
             before = [getattr(row, name) for row in reference]
             change = 100 * (statistics.fmean(values) / statistics.fmean(before) - 1)
-            line += [_spread(values, ".2f"), "" if members is reference else f"{change:+.1f} %"]
-        lines.append((*line, "" if size is None else _spread([row.train_seconds for row in members], ".0f")))
+            line += [mean_and_spread(values, ".2f"), "" if members is reference else f"{change:+.1f} %"]
+        lines.append(
+            (*line, "" if size is None else mean_and_spread([row.train_seconds for row in members], ".0f"))
+        )
     return lines
-
-
-def _spread(values: Sequence[float], digits: str) -> str:
-    mean = f"{statistics.fmean(values):{digits}}"
-    return f"{mean} ± {statistics.stdev(values):{digits}}" if len(values) > 1 else mean
 
 
 def table(rows: Sequence[Row], title: str) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,13 @@ def model_label(settings: dict[str, Any]) -> str:
     """The model's name; `_gradient` where a model that can do both takes forces from its energy."""
     if "model" in settings:  # the wrapper GradientForces
         return f"{model_label(settings['model'])}_gradient"
-    name = str(settings.get("name", "unknown")).rsplit(".", 1)[-1].lower()
+    name = model_name(settings)
     return f"{name}_gradient" if settings.get("direct_forces") is False else name
+
+
+def model_name(settings: Mapping[str, Any]) -> str:
+    """`painn`, `mace`, ...: a model's name without the path to its class."""
+    return str(settings.get("name", "unknown")).rsplit(".", 1)[-1].lower()
 
 
 def method_label(config: dict[str, Any]) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fairchem_piwsl.analysis.runs import model_name
 from fairchem_piwsl.compare import best_checkpoint, train
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.recipes.recipe import Recipe
-from fairchem_piwsl.recipes.scale import data_folder, innermost_model, model_name, with_data
+from fairchem_piwsl.recipes.scale import data_folder, innermost_model, with_data
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,9 @@ def _measure(
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     if ended.returncode:
-        last = next(reversed(log.read_text().split("\n\n")), "").strip().splitlines()[-1:]
-        raise UserError(f"piwsl {command} failed, see {log}: {''.join(last)}")
+        raise UserError(
+            f"piwsl {command} failed, see {log}: {log.read_text().strip().rpartition(chr(10))[2]}"
+        )
 
 
 def without_missing_reference(measure: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

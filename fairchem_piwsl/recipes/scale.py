@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.analysis.runs import model_name
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.configs import merge
@@ -41,9 +43,8 @@ def shrink(config: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -
     kept = {key: small["optim"][key] for key in KEPT if key in small["optim"]}
     optim = merge(settings["optim"], kept)
     structures = number_of_structures(small["dataset"]["train"]["src"])
-    per_epoch = -(-structures // optim["batch_size"])
     optim["lr_initial"] = settings["lr_initial"].get(model, optim["lr_initial"])
-    optim |= {"max_epochs": -(-steps // per_epoch), "T_max": steps, "eval_every": max(1, steps // 5)}
+    optim |= schedule(steps, structures, optim["batch_size"], validations=5)
     if "piwsl" in optim:  # a later start of the weak terms, as in the example's 3,003 steps at most
         longest = {"start_step": steps // 6, "ramp_steps": steps // 3}
         shorter = {key: min(optim["piwsl"].get(key, 0), most) for key, most in longest.items()}
@@ -55,14 +56,15 @@ def shrink(config: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -
     return small
 
 
+def schedule(steps: int, structures: int, batch_size: int, validations: int) -> dict[str, int]:
+    """Keys of `optim` for a cosine schedule of at least `steps` steps with some validations."""
+    epochs = math.ceil(steps / math.ceil(structures / batch_size))
+    return {"max_epochs": epochs, "T_max": steps, "eval_every": max(1, steps // validations)}
+
+
 def innermost_model(block: dict[str, Any]) -> dict[str, Any]:
     """The block of the model proper, below a wrapper such as GradientForces."""
     return innermost_model(block["model"]) if "model" in block else block
-
-
-def model_name(block: Mapping[str, Any]) -> str:
-    """`painn`, `mace`, ...: a model's name without the path to its class."""
-    return str(block["name"]).rsplit(".", 1)[-1].lower()
 
 
 def data_folder(config: Mapping[str, Any]) -> Path:
