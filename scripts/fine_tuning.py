@@ -35,6 +35,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.fine_tuning_references import from_config
 from fairchem_piwsl.models.mace_files import export, import_mace
 from fairchem_piwsl.recipes.scale import schedule
+from fairchem_piwsl.sweeps.folder import write_yaml
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE.parent / "configs" / "s2ef" / "base.yml"
@@ -166,9 +167,7 @@ def training_config(
 def written(config: Mapping[str, Any], path: Path) -> Path:
     """The config in a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-    unfinished.replace(path)
+    write_yaml(path, dict(config))
     return path
 
 

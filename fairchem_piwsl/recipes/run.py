@@ -160,9 +160,8 @@ def _measure(
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     if ended.returncode:
-        raise UserError(
-            f"piwsl {command} failed, see {log}: {log.read_text().strip().rpartition(chr(10))[2]}"
-        )
+        last = log.read_text().strip().rpartition("\n")[2]
+        raise UserError(f"piwsl {command} failed, see {log}: {last}")
 
 
 def without_missing_reference(measure: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
