@@ -4,7 +4,7 @@ python main.py --mode train --config-yml configs/s2ef/example.yml
 """
 
 # At module level: ranks that are spawned for --num-gpus > 1 import this file and register the plugin too.
-from fairchem_piwsl.launch import main
+from fairchem_piwsl.jobs.launch import main
 
 if __name__ == "__main__":
     main()

@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from fairchem_piwsl.analysis import commands as analysis
-from fairchem_piwsl.datasets import command as datasets
+from fairchem_piwsl.analysis import analysis_commands as analysis
+from fairchem_piwsl.datasets import prepare_command as datasets
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.commands import sweep_app
+from fairchem_piwsl.sweeps.sweep_commands import sweep_app
 
 app = typer.Typer(
     name="piwsl",
@@ -56,7 +56,7 @@ def _bench(
 
     from rich.console import Console
 
-    from fairchem_piwsl import bench
+    from fairchem_piwsl.training import bench
 
     result = bench.bench(bench.read_config(config_yml, context.args), rounds=rounds, cpu=cpu)
     Console().print(bench.render(result))

@@ -17,18 +17,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch
 
-from fairchem_piwsl import losses, metrics, preflight
-from fairchem_piwsl.checkpoints import ResumableMixin, read_checkpoint
-from fairchem_piwsl.cpu_memory import keep_freed_memory
+from fairchem_piwsl import losses
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.finetune import start_from
-from fairchem_piwsl.labels import FillMissingLabels, LabelledLoss, labelled_structures, mean_over_ranks
 from fairchem_piwsl.losses import Configuration
-from fairchem_piwsl.models.stochastic import shared_randomness
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
-from fairchem_piwsl.replicas import SharedGraph, stack
-from fairchem_piwsl.schedules import with_schedule
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training import metrics, preflight
+from fairchem_piwsl.training.checkpoints import ResumableMixin, read_checkpoint
+from fairchem_piwsl.training.cpu_memory import keep_freed_memory
+from fairchem_piwsl.training.fine_tuning import start_from
+from fairchem_piwsl.training.missing_labels import (
+    FillMissingLabels,
+    LabelledLoss,
+    labelled_structures,
+    mean_over_ranks,
+)
+from fairchem_piwsl.training.schedules import with_schedule
+from fairchem_piwsl.training.shared_randomness import shared_randomness
+from fairchem_piwsl.training.stacking import SharedGraph, stack
 
 VALIDATION_STREAM = 1
 T = TypeVar("T")

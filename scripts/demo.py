@@ -13,8 +13,8 @@ from pathlib import Path
 from example_data import example_data
 from rich.console import Console
 
-from fairchem_piwsl.compare import compare
-from fairchem_piwsl.compare_report import markdown_table, plot, rich_table, summary
+from fairchem_piwsl.recipes.compare import compare
+from fairchem_piwsl.recipes.compare_report import markdown_table, plot, rich_table, summary
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "s2ef" / "example.yml"

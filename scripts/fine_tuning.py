@@ -25,17 +25,17 @@ from fine_tuning_results import Row, plot, table, write_table
 from rich.console import Console
 from rich.progress import Progress
 
-from fairchem_piwsl.analysis.report import make_report
-from fairchem_piwsl.checkpoints import save_atomically
-from fairchem_piwsl.compare import best_checkpoint, compare, rmse_of, train
-from fairchem_piwsl.datasets.energy_units import KCAL_PER_MOL
+from fairchem_piwsl.datasets.element_references import write_references
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
-from fairchem_piwsl.datasets.references import write_references
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.models.fine_tuning_references import from_config
 from fairchem_piwsl.models.mace_files import export, import_mace
+from fairchem_piwsl.recipes.compare import best_checkpoint, compare, rmse_of, train
 from fairchem_piwsl.recipes.scale import schedule
+from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.sweeps.folder import write_yaml
+from fairchem_piwsl.training.checkpoints import save_atomically
+from fairchem_piwsl.training.fine_tuning_references import from_config
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE.parent / "configs" / "s2ef" / "base.yml"

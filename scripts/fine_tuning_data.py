@@ -15,13 +15,13 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from fairchem_piwsl.datasets.energy_units import ENERGY_UNITS, unit_name
-from fairchem_piwsl.datasets.molecule_files import molecule_plan, npz_sources
 from fairchem_piwsl.datasets.prepare import prepare
-from fairchem_piwsl.datasets.published import PAPER, Request
+from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
+from fairchem_piwsl.datasets.published.plans import PAPER, Request
 from fairchem_piwsl.datasets.readers import Source
 from fairchem_piwsl.datasets.structure import Structure
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.units import ENERGY_UNITS, unit_name
 
 XTB = Path(__file__).with_name("xtb_trajectories.py")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from matplotlib.ticker import FixedLocator, NullLocator
 from rich.table import Table
 
-from fairchem_piwsl.analysis import plots
-from fairchem_piwsl.compare_report import mean_and_spread
+from fairchem_piwsl.recipes.compare_report import mean_and_spread
+from fairchem_piwsl.report import figures
 
 HEADINGS = (
     *("model", "labels", "training", "seeds"),
@@ -86,7 +86,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
     models = list(dict.fromkeys(row.model for row in rows))
     by_group = groups(rows)
     quantities = (("forces_rmse", "force RMSE, kcal/mol/Å"), ("energy_rmse", "energy RMSE, kcal/mol"))
-    with plots.figure(1.2 + 4.2 * len(models), 6.6) as fig:
+    with figures.figure(1.2 + 4.2 * len(models), 6.6) as fig:
         fig.suptitle(title)
         axes = fig.subplots(2, len(models), squeeze=False)
         for column, model in enumerate(models):
@@ -100,15 +100,17 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
                         [size * 1.03 ** (2 * number + 1 - len(names)) for size in sizes],  # side by side
                         [statistics.fmean(v) for v in values],
                         yerr=[statistics.stdev(v) if len(v) > 1 else 0.0 for v in values],
-                        color=plots.colour(number),
-                        marker=plots.marker(number),
+                        color=figures.colour(number),
+                        marker=figures.marker(number),
                         capsize=3,
                         label=method,
                     )
                 for (who, size, method), members in by_group.items():
                     if who == model and size is None:
                         level = getattr(members[0], quantity)
-                        ax.axhline(level, color=plots.REFERENCE, linestyle="--", linewidth=1.2, label=method)
+                        ax.axhline(
+                            level, color=figures.REFERENCE, linestyle="--", linewidth=1.2, label=method
+                        )
                 ax.set_xscale("log")
                 ax.xaxis.set_major_locator(FixedLocator(sorted({r.size for r in rows if r.size})))
                 ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -116,4 +118,4 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
                 ax.set(xlabel="labelled energies", ylabel=label, title=model if line == 0 else "")
                 ax.set_ylim(bottom=0)
             axes[0, column].legend()
-        return plots.save(fig, path)
+        return figures.save(fig, path)

@@ -17,6 +17,7 @@ from example_data import example_data
 from rich.console import Console
 from rich.table import Table
 
+from fairchem_piwsl.config import load_base, read_yaml
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.recipes.recipe import find_configs, read_recipe
 from fairchem_piwsl.recipes.run import (
@@ -28,7 +29,6 @@ from fairchem_piwsl.recipes.run import (
     write_trainings,
 )
 from fairchem_piwsl.recipes.scale import shrink
-from fairchem_piwsl.sweeps.configs import load_base, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "s2ef"

@@ -17,9 +17,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from rich.console import Console
 
-from fairchem_piwsl.compare import compare
-from fairchem_piwsl.compare_report import markdown_table, rich_table
 from fairchem_piwsl.datasets.prepare import prepare
+from fairchem_piwsl.recipes.compare import compare
+from fairchem_piwsl.recipes.compare_report import markdown_table, rich_table
 
 CONFIG = Path(__file__).with_suffix(".yml")
 DATA = Path("data/rmd17_aspirin_100")

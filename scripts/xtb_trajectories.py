@@ -24,7 +24,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from rich.progress import track
 
-from fairchem_piwsl.analysis.reference import reference_calculator
+from fairchem_piwsl.analysis.reference_calculators import reference_calculator
 from fairchem_piwsl.errors import UserError
 
 TIMESTEP_FS = 0.5

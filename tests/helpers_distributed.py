@@ -1,4 +1,4 @@
-"""One rank of a distributed run on the CPU; started by test_distributed.py.
+"""One rank of a distributed run on the CPU; started by jobs/test_distributed.py.
 
 python helpers_distributed.py DATA OUT with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment
 """

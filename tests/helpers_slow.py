@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.checkpoints import STOP
 from fairchem_piwsl.trainer import PIWSLForcesTrainer
+from fairchem_piwsl.training.checkpoints import STOP
 
 
 class SlowTrainer(PIWSLForcesTrainer):

@@ -17,7 +17,7 @@ import torch
 import yaml
 from conftest import labelled_molecules, make_config
 
-from fairchem_piwsl import launch
+from fairchem_piwsl.jobs import launch
 
 MAIN = Path(__file__).parents[1] / "main.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,1 +1,1 @@
-
+"""`piwsl evaluate`, `consistency`, `profile`: how good a trained model is."""

@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms
 
 from fairchem_piwsl.analysis.potential import Prediction
-from fairchem_piwsl.analysis.structures import as_molecule, is_isolated
+from fairchem_piwsl.structures import as_molecule, is_isolated
 
 # Points of the fourth-order central difference, in steps.
 STENCIL = (-2, -1, 1, 2)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from fairchem_piwsl.analysis import consistency as measures
-from fairchem_piwsl.analysis import plots
-from fairchem_piwsl.analysis.errors import UNITS
-from fairchem_piwsl.analysis.files import file_name, write_json
+from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.potential import Potential, load_potential
-from fairchem_piwsl.analysis.structures import read_labelled
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import file_name, write_json
+from fairchem_piwsl.report import figures
+from fairchem_piwsl.structures import read_labelled
 
 # Finite-difference steps in Angstrom: near the optimum of truncation against rounding.
 STEPS = {"float64": 1e-3, "float32": 1e-2}
@@ -144,7 +144,7 @@ def verdict(result: dict[str, Any]) -> str:
 def plot_consistency(result: dict[str, Any], path: Path) -> Path:
     """Taylor residuals against displacement (left), predicted force against -dE/du (right)."""
     units = result["units"]
-    with plots.figure(11.0, 4.6) as fig:
+    with figures.figure(11.0, 4.6) as fig:
         left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
         x = np.asarray(result["displacements"])
         for number, (key, label) in enumerate(CURVES.items()):
@@ -152,13 +152,13 @@ def plot_consistency(result: dict[str, Any], path: Path) -> Path:
             left.plot(
                 x,
                 result["residuals"][key],
-                marker=plots.marker(number),
+                marker=figures.marker(number),
                 markersize=5,
-                color=plots.colour(number),
+                color=figures.colour(number),
                 linestyle="-" if key.endswith("k0") else "--",
                 label=f"{label}: slope {slope:.2f}",
             )
-        plots.log_scale(left.xaxis)
+        figures.log_scale(left.xaxis)
         left.set_yscale("log")
         left.set_xlabel("displacement |dr|, root mean square per atom (Angstrom)")
         left.set_ylabel(f"residual, root mean square ({units['energy']})")
@@ -166,8 +166,8 @@ def plot_consistency(result: dict[str, Any], path: Path) -> Path:
         predicted = np.asarray(result["force_mismatch"]["predicted"])
         energy = np.asarray(result["force_mismatch"]["from_energy"])
         limit = 1.05 * max(np.abs(predicted).max(), np.abs(energy).max(), 1e-12)
-        right.plot([-limit, limit], [-limit, limit], color=plots.REFERENCE, linewidth=0.8)
-        right.scatter(energy, predicted, s=12, alpha=0.5, color=plots.colour(0), linewidths=0)
+        right.plot([-limit, limit], [-limit, limit], color=figures.REFERENCE, linewidth=0.8)
+        right.scatter(energy, predicted, s=12, alpha=0.5, color=figures.colour(0), linewidths=0)
         right.set_xlim(-limit, limit)
         right.set_ylim(-limit, limit)
         right.set_aspect("equal")
@@ -176,4 +176,4 @@ def plot_consistency(result: dict[str, Any], path: Path) -> Path:
         right.set_ylabel(f"predicted force along u ({units['force']})")
         right.set_title(f"mismatch {result['force_mismatch']['relative']:.2g} of the force")
         fig.suptitle(result["model"])
-        return plots.save(fig, path)
+        return figures.save(fig, path)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fairchem_piwsl.analysis import plots
-from fairchem_piwsl.analysis.errors import METRICS, UNITS, Estimate, error_table, in_units, unit_of
-from fairchem_piwsl.analysis.files import file_name, write_json
+from fairchem_piwsl.analysis.error_metrics import METRICS, UNITS, Estimate, error_table, in_units, unit_of
 from fairchem_piwsl.analysis.potential import Potential, Prediction, load_potentials
-from fairchem_piwsl.analysis.structures import Labelled, read_labelled
-from fairchem_piwsl.datasets.energy_units import ENERGY_UNITS
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import file_name, write_json
+from fairchem_piwsl.report import figures
+from fairchem_piwsl.structures import Labelled, read_labelled
+from fairchem_piwsl.units import ENERGY_UNITS
 
 MOST_COMPOSITIONS = 12
 SIZE_BINS = 4
@@ -174,7 +174,7 @@ def plot_parity(
     if np.isfinite(forces).any():
         predicted = np.concatenate([force.ravel() for force in prediction.forces])
         panels.append(("force component", force_unit, forces * factor, predicted * factor))
-    with plots.figure(4.6 * len(panels), 4.4) as fig:
+    with figures.figure(4.6 * len(panels), 4.4) as fig:
         for number, (name, unit, x, y) in enumerate(panels):
             axes = fig.add_subplot(1, len(panels), number + 1)
             known = np.isfinite(x)
@@ -183,21 +183,21 @@ def plot_parity(
             axes.set_ylabel(f"predicted {name}")
             axes.locator_params(nbins=6)
         fig.suptitle(title)
-        return plots.save(fig, path)
+        return figures.save(fig, path)
 
 
 def _parity_panel(fig: Any, axes: Any, x: np.ndarray, y: np.ndarray) -> None:
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     margin = 0.04 * (high - low or 1.0)
     limits = (low - margin, high + margin)
-    axes.plot(limits, limits, color=plots.REFERENCE, linewidth=0.8, zorder=1)
+    axes.plot(limits, limits, color=figures.REFERENCE, linewidth=0.8, zorder=1)
     if len(x) > 2000:
         drawn = axes.hexbin(
             x, y, gridsize=70, bins="log", mincnt=1, cmap="viridis", extent=(*limits, *limits)
         )
         fig.colorbar(drawn, ax=axes, label="count", shrink=0.7)
     else:
-        axes.scatter(x, y, s=12, alpha=0.6, color=plots.colour(0), linewidths=0, zorder=2)
+        axes.scatter(x, y, s=12, alpha=0.6, color=figures.colour(0), linewidths=0, zorder=2)
     axes.set_xlim(limits)
     axes.set_ylim(limits)
     axes.set_aspect("equal")

@@ -19,8 +19,8 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from fairchem_piwsl.analysis.structures import to_batch
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.structures import to_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -186,7 +186,7 @@ def load_potential(
     if ema and state.get("ema"):
         _copy_averaged_weights(trainer.model, state["ema"]["shadow_params"])
     if gradient_forces:
-        from fairchem_piwsl.models.edge_frames import differentiate_edge_frames
+        from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
         differentiate_edge_frames(trainer.model)
     if dtype not in ("float32", "float64"):

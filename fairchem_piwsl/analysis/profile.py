@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from fairchem_piwsl.analysis import plots
 from fairchem_piwsl.analysis.bonds import fragment
-from fairchem_piwsl.analysis.errors import UNITS
-from fairchem_piwsl.analysis.files import write_json
+from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.potential import Prediction, load_potentials
-from fairchem_piwsl.analysis.reference import NAMES, reference_calculator
-from fairchem_piwsl.analysis.structures import as_molecule, is_isolated, read_structure
+from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import write_json
+from fairchem_piwsl.report import figures
+from fairchem_piwsl.structures import as_molecule, is_isolated, read_structure
 
 
 def bond_profile(
@@ -153,10 +153,10 @@ def plot_profile(result: dict[str, Any], path: Path) -> Path:
     """
     units, lengths = result["units"], np.asarray(result["lengths"])
     groups = _seeds([name for name in result["curves"] if name != result["reference"]])
-    with plots.figure(7.0, 7.0) as fig:
+    with figures.figure(7.0, 7.0) as fig:
         top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
         for number, (group, names) in enumerate(groups.items()):
-            colour = plots.colour(number)
+            colour = figures.colour(number)
             for name in names:
                 energy, force = (np.asarray(result["curves"][name][key]) for key in ("energy", "force"))
                 is_first = name == names[0]
@@ -169,7 +169,7 @@ def plot_profile(result: dict[str, Any], path: Path) -> Path:
                     bottom.plot(lengths, -np.gradient(energy, lengths), color=colour, linestyle=":")
         if result["reference"]:
             curve = result["curves"][result["reference"]]
-            style = {"color": plots.REFERENCE, "linewidth": 2.2}
+            style = {"color": figures.REFERENCE, "linewidth": 2.2}
             top.plot(lengths, curve["energy"], label=result["reference"], **style)
             bottom.plot(lengths, curve["force"], **style)
         for axes in (top, bottom):
@@ -185,7 +185,7 @@ def plot_profile(result: dict[str, Any], path: Path) -> Path:
         bottom.set_ylabel(f"force along the bond\n({units['force']})")
         top.legend()
         bottom.legend()
-        return plots.save(fig, path)
+        return figures.save(fig, path)
 
 
 def _seeds(names: Sequence[str]) -> dict[str, list[str]]:

@@ -18,8 +18,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import iread
 from ase.io.trajectory import Trajectory
 
-from fairchem_piwsl.datasets.energy_units import unit_in_ev
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.units import unit_in_ev
 
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 _TOTAL_ENERGY = re.compile(r"total\s+energy\s*[=:]\s*([-+0-9.eEdD]+)\s*([A-Za-z/]+)?")

@@ -15,9 +15,8 @@ from ase.data import chemical_symbols
 from rich.console import Console
 from rich.progress import Progress
 
-from fairchem_piwsl.datasets import checks, references, summary
-from fairchem_piwsl.datasets.energy_units import unit_name
-from fairchem_piwsl.datasets.labels import LabelOptions
+from fairchem_piwsl.datasets import checks, element_references, summary
+from fairchem_piwsl.datasets.ase_labels import LabelOptions
 from fairchem_piwsl.datasets.lmdb_writer import LmdbWriter, call_all_periodic
 from fairchem_piwsl.datasets.outputs import SUMMARY, check_free, finished, whole_folder
 from fairchem_piwsl.datasets.readers import Source, open_sources
@@ -26,6 +25,7 @@ from fairchem_piwsl.datasets.splits import SPLITS, Sizes
 from fairchem_piwsl.datasets.splits import split as draw
 from fairchem_piwsl.datasets.unit_checks import check_units
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.units import unit_name
 
 #: sizes of drawn splits where none is given; None: all the rest
 DRAWN: dict[str, int | None] = {"train": None, "val": 100, "test": 1000}
@@ -246,12 +246,14 @@ def _write_rest(
 ) -> dict[str, Any]:
     """Element references, normalisers and config block; returns the summary."""
     train = records["train"]
-    refs = references.fit_references(train.composition, train.energy)
+    refs = element_references.fit_references(train.composition, train.energy)
     described = {name: summary.describe(r, refs) for name, r in records.items()}
     spread = described["train"]["energy_after_references_std_eV"]
-    references.write_references(folder / "element_references.npz", refs)
-    references.write_normalizer(folder / "energy_normalizer.npz", np.nan if spread is None else spread)
-    references.write_normalizer(folder / "forces_normalizer.npz", train.force_rms)
+    element_references.write_references(folder / "element_references.npz", refs)
+    element_references.write_normalizer(
+        folder / "energy_normalizer.npz", np.nan if spread is None else spread
+    )
+    element_references.write_normalizer(folder / "forces_normalizer.npz", train.force_rms)
     block = summary.dataset_block(out, list(records))
     (folder / "dataset.yml").write_text(summary.as_yaml(block), encoding="utf-8")
     elements = np.flatnonzero(train.composition.any(axis=0))

@@ -15,7 +15,7 @@ from typing import Protocol
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
 
 from fairchem_piwsl.datasets import ase_files
-from fairchem_piwsl.datasets.labels import LabelOptions, to_structure
+from fairchem_piwsl.datasets.ase_labels import LabelOptions, to_structure
 from fairchem_piwsl.datasets.structure import Structure
 from fairchem_piwsl.errors import UserError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fairchem_piwsl.datasets.element_references import composition
 from fairchem_piwsl.datasets.geometry import closest
-from fairchem_piwsl.datasets.references import composition
 from fairchem_piwsl.datasets.structure import Structure
 
 #: structures of the training split that are kept for comparing energies with forces

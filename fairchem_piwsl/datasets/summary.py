@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fairchem_piwsl.datasets.energy_units import KCAL_PER_MOL
 from fairchem_piwsl.datasets.records import Records
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 OUTPUTS = {
     "energy": {"shape": 1, "level": "system"},

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairchem_piwsl.datasets.energy_units import ENERGY_UNITS
+from fairchem_piwsl.datasets.element_references import fit_references
 from fairchem_piwsl.datasets.pair_work import energy_over_work
 from fairchem_piwsl.datasets.records import Records
-from fairchem_piwsl.datasets.references import fit_references
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.units import ENERGY_UNITS
 
 #: Hartree-Fock energies of free atoms in Hartree, H to Kr
 # fmt: off

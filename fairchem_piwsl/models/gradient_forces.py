@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.autograd_forces import energy_and_forces
-from fairchem_piwsl.models.edge_frames import differentiate_edge_frames
+from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
 
 @registry.register_model("gradient_forces")

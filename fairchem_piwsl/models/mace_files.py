@@ -164,7 +164,7 @@ def _pickles_of_e3nn_044() -> Iterator[None]:
 
 def main(arguments: list[str]) -> None:
     """`references FILE.model OUT.npz` or `export CHECKPOINT OUT.model`."""
-    from fairchem_piwsl.datasets.references import write_references
+    from fairchem_piwsl.datasets.element_references import write_references
 
     if len(arguments) != 3 or arguments[0] not in ("references", "export"):
         raise UserError(

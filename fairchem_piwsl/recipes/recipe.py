@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.config import read_yaml
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.configs import read_yaml
 
 
 @dataclass(frozen=True)

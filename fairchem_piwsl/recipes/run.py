@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fairchem_piwsl.analysis.runs import model_name
-from fairchem_piwsl.compare import best_checkpoint, train
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.recipes.compare import best_checkpoint, train
 from fairchem_piwsl.recipes.recipe import Recipe
 from fairchem_piwsl.recipes.scale import data_folder, innermost_model, with_data
+from fairchem_piwsl.report.runs import model_name
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def finish(recipe: Recipe, scale: str, trainings: Sequence[Training], out: Path)
     """Write the report of all trainings; returns its HTML page."""
     from rich.console import Console
 
-    from fairchem_piwsl.analysis.report import make_report
-    from fairchem_piwsl.analysis.tables import report_tables
+    from fairchem_piwsl.report.report import make_report
+    from fairchem_piwsl.report.tables import report_tables
 
     result = make_report(
         [training.run_dir for training in trainings],

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.analysis.runs import model_name
+from fairchem_piwsl.config import merge
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.configs import merge
+from fairchem_piwsl.report.runs import model_name
 
 #: blocks of `optim` that stay when the rest is replaced by the small scale's
 KEPT = ("piwsl", "clip_grad_norm", "finetune_from")

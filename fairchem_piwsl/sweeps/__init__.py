@@ -1,1 +1,1 @@
-
+"""`piwsl sweep`: searches of settings that survive preemption."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import submitit
 
-from fairchem_piwsl.cluster_python import patient_python
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs.python_command import patient_python
 from fairchem_piwsl.sweeps.folder import LAUNCH, read_launch
 from fairchem_piwsl.sweeps.heartbeat import STOP, read_workers, write_json
 from fairchem_piwsl.sweeps.spec import Sweep

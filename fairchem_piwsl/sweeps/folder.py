@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from fairchem_piwsl.config import load_base, read_yaml
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.configs import load_base, read_yaml
 from fairchem_piwsl.sweeps.heartbeat import write_json
 from fairchem_piwsl.sweeps.spec import Sweep, parse_sweep
 

@@ -9,8 +9,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from fairchem_piwsl.config import with_values
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.configs import with_values
 from fairchem_piwsl.sweeps.folder import load_folder, write_yaml
 from fairchem_piwsl.sweeps.heartbeat import read_workers
 from fairchem_piwsl.sweeps.spec import Sweep
@@ -93,7 +93,7 @@ def best_config(
         raise UserError(f"{output} exists already: choose another --output.")
     base = sweep.base
     if without_set:
-        from fairchem_piwsl.sweeps.configs import load_base
+        from fairchem_piwsl.config import load_base
 
         base = load_base(folder / "base.yml")
     config = with_values(base, chosen.params)

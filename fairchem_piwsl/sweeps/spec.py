@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.config import check_keys, get_value, load_base, merge, read_yaml, with_values
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.configs import check_keys, get_value, load_base, merge, read_yaml, with_values
 from fairchem_piwsl.sweeps.space import Parameter, parse_space, read_number
 
 #: metrics of PIWSLForcesTrainer beside those of `evaluation_metrics`
 OWN_METRICS = ("energy_rmse", "energy_per_atom_rmse", "forces_rmse", "pitc_rmse")
-TRAINING = "fairchem_piwsl.sweeps.training.train_trial"
+TRAINING = "fairchem_piwsl.sweeps.trial_training.train_trial"
 
 
 @dataclass(frozen=True)

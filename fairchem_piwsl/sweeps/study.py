@@ -19,9 +19,9 @@ from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
+from fairchem_piwsl.config import get_value
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import PIWSLSettings
-from fairchem_piwsl.sweeps.configs import get_value
 from fairchem_piwsl.sweeps.heartbeat import Watch
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
 from fairchem_piwsl.sweeps.space import contains, fingerprint

@@ -21,8 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from submitit.helpers import Checkpointable, DelayedSubmission
 
-from fairchem_piwsl.checkpoints import Preempted
-from fairchem_piwsl.sweeps.configs import with_values
+from fairchem_piwsl.config import with_values
 from fairchem_piwsl.sweeps.folder import load_folder
 from fairchem_piwsl.sweeps.heartbeat import STOP, Pulse, Watch
 from fairchem_piwsl.sweeps.space import suggest
@@ -38,7 +37,8 @@ from fairchem_piwsl.sweeps.study import (
     load_study,
     retry_dead,
 )
-from fairchem_piwsl.sweeps.training import command_line, with_group
+from fairchem_piwsl.sweeps.trial_training import command_line, with_group
+from fairchem_piwsl.training.checkpoints import Preempted
 
 RUNS = "runs"
 #: seconds between two looks for a trial where another worker's may have to be taken over

@@ -1,0 +1,1 @@
+"""Readers and splits of the data sets of the paper."""

@@ -1,0 +1,167 @@
+"""`piwsl prepare ani1x|rmd17|md22|md17_ccsd_t|tio2|lmnto PATH...`: the paper's data sets with the paper's splits."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fairchem_piwsl.datasets.prepare import Plan, WriteOptions, write_dataset
+from fairchem_piwsl.datasets.published.ani1x import Ani1xSource
+from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
+from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, choose_sizes, draw
+from fairchem_piwsl.datasets.published.xsf_archives import XsfSource, natural_order
+from fairchem_piwsl.datasets.readers import Source
+from fairchem_piwsl.errors import UserError
+
+#: B.1 and Table A2; for MD22 and MD17-CCSD(T) B.1 names no sizes and these are the project's
+PAPER = {
+    "ani1x": PaperSplit(trainings=(50, 100, 1_000, 10_000), test=10_000),
+    "rmd17": PaperSplit(trainings=(100, 1_000), test=10_000, val=9_000),
+    "md22": PaperSplit(trainings=(100, 1_000), test=1_000),
+    "md17_ccsd_t": PaperSplit(trainings=(100, 1_000), test=500),
+    "tio2": PaperSplit(trainings=(100, 1_000), test=1_000),
+    "lmnto": PaperSplit(trainings=(100, 1_000), test=1_000),
+}
+NAMES = tuple(PAPER)
+_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; sizes that are left out are the paper's."""
+
+    name: str
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+    seed: int = 0
+    molecule: str | None = None  # rmd17, md22, md17_ccsd_t: which, if the files hold several
+    level: str = "wb97x_dz"  # ani1x: level of theory
+    published_split: str | None = None  # rmd17: number of the split that the authors published
+
+
+def prepare_published(
+    name: str,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    train: int | None = None,
+    val: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    molecule: str | None = None,
+    level: str | None = None,
+    published_split: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Convert a published data set to `out/{train,val,test}/data.lmdb`; returns the summary.
+
+    Where the files hold fewer structures than the paper's split asks for, the summary's `notes` say what was
+    done. A second call with the same arguments and files does nothing.
+
+    Args:
+        name: one of `NAMES`.
+        paths: files, folders or globs as published.
+        out: new folder.
+        train, val, test: structures; left out, the paper's sizes (the largest training set that fits).
+        seed: of the shuffle. The test set is the same for every training size.
+        molecule: which molecule, if the files hold several.
+        level: ANI-1x's level of theory, `wb97x_dz` if left out.
+        published_split: rMD17's split, `01` to `05`, if the files come with them.
+        overwrite: replace a data set in `out` that this function or `prepare` wrote.
+    """
+    if name not in PAPER:
+        raise UserError(f"There is no data set {name}: give one of {', '.join(NAMES)}.")
+    for option, value, sets in (
+        ("--molecule", molecule, ("rmd17", "md22", "md17_ccsd_t")),
+        ("--level", level, ("ani1x",)),
+        ("--published-split", published_split, ("rmd17",)),
+    ):
+        if value is not None and name not in sets:
+            raise UserError(f"{option} has no meaning for {name}, only for {', '.join(sets)}; leave it out.")
+    for split, size in (("train", train), ("val", val), ("test", test)):
+        if size is not None and size < (1 if split == "train" else 0):
+            raise UserError(f"--{split} {size} is too small; give a number of structures.")
+    request = Request(name, train, val, test, seed, molecule, level or "wb97x_dz", published_split)
+    sources, make_plan = _open(request, _expand(paths))
+    arguments = {**vars(request), "paths": [str(p) for p in paths]}
+    options = WriteOptions(
+        units="eV",
+        need_forces=not (isinstance(sources[0], Ani1xSource) and not sources[0].has_forces),
+        allow_duplicates=True,  # published as they are: reported, not refused
+        trust_units=True,
+        overwrite=overwrite,
+        reuse=True,
+        progress=progress,
+        quiet=quiet,
+    )
+
+    def planned() -> Plan:
+        plan = make_plan()
+        return Plan({k: v for k, v in plan.parts.items() if len(v[1])}, arguments, plan.notes)
+
+    return write_dataset(planned, sources, arguments, Path(out), options)
+
+
+def _open(request: Request, paths: list[Path]) -> tuple[Sequence[Source], Callable[[], Plan]]:
+    """Sources of a data set, and a function that plans its splits."""
+    paper = PAPER[request.name]
+    if request.name in ("tio2", "lmnto"):
+        archives = [XsfSource(path) for path in sorted(_inside(paths, ".xsf", _TAR), key=natural_order)]
+        return archives, lambda: _pool_plan(paper, archives, request)
+    if request.name == "ani1x":
+        files = [Ani1xSource(path, request.level) for path in _inside(paths, "", (".h5", ".hdf5"))]
+
+        def ani1x_plan() -> Plan:
+            plan = _pool_plan(paper, files, request)
+            unlabelled = sum(file.unlabelled for file in files)
+            if unlabelled:
+                plan.notes.append(
+                    f"{unlabelled} structures have no {request.level} labels and were left out."
+                )
+            if not all(file.has_forces for file in files):
+                plan.notes.append(f"{request.level} has energies alone: forces are NaN.")
+            return plan
+
+        return files, ani1x_plan
+    roles = npz_sources(paths, request.molecule, request.published_split)
+    return roles.sources, lambda: molecule_plan(roles, paper, request)
+
+
+def _pool_plan(paper: PaperSplit, sources: Sequence[Source], request: Request) -> Plan:
+    total = sum(source.count() for source in sources)
+    sizes = choose_sizes(paper, total, request.train, request.val, request.test)
+    chosen = draw(total, sizes, request.seed)
+    return Plan({name: (sources, indices) for name, indices in chosen.items()}, {}, sizes.notes)
+
+
+def _expand(paths: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        text = str(path)
+        matches = [Path(p) for p in sorted(glob.glob(text))] if glob.has_magic(text) else [Path(text)]
+        if not matches or not all(match.exists() for match in matches):
+            raise UserError(f"{text} does not exist.")
+        found += matches
+    if not found:
+        raise UserError("No files given: name the data set's files or folder.")
+    return found
+
+
+def _inside(paths: list[Path], wanted: str, archives: tuple[str, ...]) -> list[Path]:
+    """Folders stand for the archives in them, unless they hold the `wanted` files themselves."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or (wanted and any(path.rglob(f"*{wanted}"))):
+            found.append(path)
+            continue
+        inner = sorted(p for p in path.iterdir() if p.name.endswith(archives))
+        if not inner:
+            names = " or ".join(name for name in (wanted, *archives[:1]) if name)
+            raise UserError(f"{path} holds no {names} files; give the archive or folder as published.")
+        found += inner
+    return found

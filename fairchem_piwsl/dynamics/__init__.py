@@ -1,0 +1,1 @@
+"""`piwsl md`: molecular dynamics with trained models."""

@@ -1,0 +1,267 @@
+"""`piwsl md`: dynamics from several seeds, time to failure, drift, distances against a reference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+
+from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
+from fairchem_piwsl.dynamics import stability
+from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settings
+from fairchem_piwsl.dynamics.simulation import MDSettings, criterion_for, simulate
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import file_name, write_json
+from fairchem_piwsl.report import figures
+from fairchem_piwsl.structures import as_molecule, is_isolated, read_labelled, read_structure
+
+BIN = 0.05  # Angstrom, of the distribution of distances
+Report = Callable[[int, int, float, float], None]
+
+
+def run_md(
+    checkpoint: str | Path | None,
+    structure: str | Path,
+    settings: MDSettings,
+    *,
+    steps: int,
+    seeds: int = 1,
+    first_seed: int = 0,
+    calculator: str | None = None,
+    index: int = -1,
+    reference_trajectory: str | Path | None = None,
+    bond_threshold: float = stability.BOND_THRESHOLD,
+    rdf_threshold: float = stability.RDF_THRESHOLD,
+    rdf_window: float = 1.0,
+    out: Path = Path("results/md"),
+    report: Report = lambda seed, step, temperature, speed: None,
+    **load_options: Any,
+) -> dict[str, Any]:
+    """Dynamics of a checkpoint, or of a reference `calculator` ("xtb", "emt"), from `seeds` starts.
+
+    Runs that are in `out` already continue where they stopped. The result is ready for JSON. rdf_window in ps.
+    """
+    if (checkpoint is None) == (calculator is None):
+        raise UserError("give either a checkpoint or --calculator.")
+    if steps < 1 or seeds < 1:
+        raise UserError("--steps and --seeds must be 1 or more.")
+    if calculator is not None:
+        reference_calculator(calculator)  # first of all: reading an LMDB loads torch, tblite must precede it
+    atoms = _molecule_or_crystal(read_structure(structure, index))
+    reference = _reference_frames(reference_trajectory, atoms)
+    name, source, engine = _engine(checkpoint, calculator, load_options)
+    folder = out / file_name(name)
+    criteria = [
+        criterion_for(atoms, reference, settings, bond_threshold, rdf_threshold, rdf_window)
+        for _ in range(seeds)
+    ]
+    check_settings(folder, _fingerprint(atoms, settings, source, criteria[0]))
+    runs = []
+    for seed, criterion in enumerate(criteria, first_seed):
+
+        def tell(step: int, temperature: float, speed: float, seed: int = seed) -> None:
+            report(seed, step, temperature, speed)
+
+        progress = simulate(atoms, engine(), settings, steps, seed, folder / f"seed_{seed}", criterion, tell)
+        runs.append(_describe(seed, progress, folder / f"seed_{seed}", settings, len(atoms)))
+    result = {
+        "command": "md",
+        "model": name,
+        "checkpoint": str(checkpoint) if checkpoint is not None else None,
+        "source": source,
+        "structure": str(structure),
+        "formula": atoms.get_chemical_formula(mode="hill"),
+        "settings": asdict(settings),
+        "length": steps * settings.timestep * 1e-3,
+        "criterion": {
+            "name": criteria[0].name,
+            "threshold": criteria[0].threshold,
+            "unit": criteria[0].unit,
+            "reference": str(reference_trajectory) if reference_trajectory else None,
+        },
+        "units": {"time": "ps", "drift": "meV/atom/ns", "energy_std": "meV/atom", "temperature": "K"},
+        "runs": runs,
+        "summary": _summary(runs),
+    }
+    folders = [folder / f"seed_{run['seed']}" for run in runs]
+    distances = _distances(folders, runs, reference)
+    result["distances"] = distances
+    write_json(folder / "md.json", result)
+    plot_md(result, folders, len(atoms), folder / "md.png")
+    return result
+
+
+def _molecule_or_crystal(atoms: Atoms) -> Atoms:
+    """Molecules lose their box, so that no image and no wrapping disturbs their distances."""
+    return as_molecule(atoms) if is_isolated(atoms) else atoms
+
+
+def _reference_frames(path: str | Path | None, atoms: Atoms) -> list[Atoms]:
+    if path is None:
+        return []
+    frames = [_molecule_or_crystal(item.atoms) for item in read_labelled(path)]
+    if any(not np.array_equal(frame.numbers, atoms.numbers) for frame in frames):
+        raise UserError(
+            f"{path}: --reference-trajectory must hold the atoms of --structure, in the same order."
+        )
+    return frames
+
+
+def _engine(
+    checkpoint: str | Path | None, calculator: str | None, load_options: dict[str, Any]
+) -> tuple[str, str, Callable[[], Calculator]]:
+    """Name, identity and a maker of calculators."""
+    if calculator is not None:
+        reference_calculator(calculator)
+        return NAMES[calculator], calculator, lambda: reference_calculator(calculator)
+    from fairchem_piwsl.analysis.potential import file_digest, load_potential
+
+    assert checkpoint is not None
+    potential = load_potential(checkpoint, **load_options)
+    digest = file_digest(checkpoint)
+    options = ",".join(
+        f"{key}={load_options[key]}" for key in ("dtype", "gradient_forces") if key in load_options
+    )
+    return potential.name, f"{checkpoint} sha256={digest} {options}".strip(), potential.calculator
+
+
+def _fingerprint(
+    atoms: Atoms,
+    settings: MDSettings,
+    source: str,
+    criterion: stability.BondCriterion | stability.RdfCriterion,
+) -> dict[str, Any]:
+    """What a run and its verdict depend on; a folder continues under the same one only."""
+    return {
+        **asdict(settings),
+        "formula": atoms.get_chemical_formula(mode="hill"),
+        "start": _digest(atoms.positions),
+        "model": source.split(" ", 1)[-1],  # by content, so that a moved checkpoint can continue its run
+        **{f"failure {key}": value for key, value in criterion.settings().items()},
+        "failure reference": _digest(criterion.expected),
+    }
+
+
+def _digest(values: np.ndarray | None) -> str | None:
+    if values is None:
+        return None
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def _describe(
+    seed: int, progress: Progress, folder: Path, settings: MDSettings, n_atoms: int
+) -> dict[str, Any]:
+    table = RunFolder(folder).table()
+    good = np.isfinite(table["total"])
+    if progress.failure_step is not None:
+        good &= table["step"] < progress.failure_step
+    time, total = table["time_ps"][good], table["total"][good]
+    simulated = progress.step * settings.timestep * 1e-3
+    is_nve = settings.ensemble == "nve"
+    return {
+        "seed": seed,
+        "steps": progress.step,
+        "time": simulated,
+        "failed": progress.failure_step is not None,
+        "reason": progress.reason,
+        "drift": stability.energy_drift(time, total, n_atoms) if is_nve else None,
+        "energy_std": float(total.std()) * 1000 / n_atoms if is_nve and len(total) else None,
+        "temperature": float(table["temperature"][good].mean()) if good.any() else None,
+        "ns_per_day": simulated * 1e-3 / (progress.seconds / 86400) if progress.seconds else None,
+    }
+
+
+def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Over seeds. Runs that did not fail count with their full length, so the mean is a lower bound."""
+    times = np.array([run["time"] for run in runs])
+    return {
+        "runs": len(runs),
+        "failed": sum(run["failed"] for run in runs),
+        "time_to_failure_mean": times.mean(),
+        "time_to_failure_std": times.std(ddof=1) if len(times) > 1 else None,
+        "time_to_failure_min": times.min(),
+        "is_lower_bound": not all(run["failed"] for run in runs),
+    }
+
+
+def _distances(
+    folders: Sequence[Path], runs: Sequence[dict[str, Any]], reference: Sequence[Atoms]
+) -> dict[str, Any]:
+    """h(r) of all runs together, up to failure, and its distance to the reference's."""
+    frames = []
+    for folder, run in zip(folders, runs, strict=True):
+        stored = RunFolder(folder).frames()
+        frames += stored[:-1] if run["failed"] and len(stored) > 1 else stored
+    longest = max(stability.pair_distances(frame).max() for frame in [*frames, *reference])
+    edges = np.arange(0.0, min(longest, 50.0) + 2 * BIN, BIN)
+    found = stability.distance_distribution(frames, edges)
+    result: dict[str, Any] = {"r": 0.5 * (edges[1:] + edges[:-1]), "h": found, "reference": None, "mae": None}
+    if reference:
+        expected = stability.distance_distribution(reference, edges)
+        result["reference"] = expected
+        result["mae"] = float(np.abs(found - expected).sum() * BIN)
+    return result
+
+
+def plot_md(result: dict[str, Any], folders: Sequence[Path], n_atoms: int, path: Path) -> Path:
+    """Energy, temperature and departure against time, one line per seed, and the distances."""
+    criterion, distances = result["criterion"], result["distances"]
+    with figures.figure(11.0, 7.2) as fig:
+        ((energy, heat), (bond, h)) = fig.subplots(2, 2)
+        for number, (folder, run) in enumerate(zip(folders, result["runs"], strict=True)):
+            table = RunFolder(folder).table()
+            style = {"color": figures.colour(number), "linewidth": 1.1}
+            change = (table["total"] - table["total"][0]) * 1000 / n_atoms
+            energy.plot(table["time_ps"], change, label=f"seed {run['seed']}", **style)
+            heat.plot(table["time_ps"], table["temperature"], **style)
+            known = np.isfinite(table["departure"])
+            bond.plot(table["time_ps"][known], table["departure"][known], **style)
+            if run["failed"]:
+                for axes in (energy, heat, bond):
+                    axes.axvline(run["time"], linestyle=":", **style)
+        energy.set_ylabel("total energy less start (meV/atom)")
+        heat.set_ylabel("temperature (K)")
+        heat.axhline(
+            result["settings"]["temperature"], color=figures.REFERENCE, linewidth=0.8, linestyle="--"
+        )
+        bond.axhline(criterion["threshold"], color=figures.REFERENCE, linewidth=0.8, linestyle="--")
+        bond.set_ylabel(f"{criterion['name']}, departure ({criterion['unit']})")
+        bond.set_ylim(0, 1.6 * criterion["threshold"])
+        for axes in (energy, heat, bond):
+            axes.set_xlabel("time (ps); dotted: failure")
+            axes.locator_params(axis="x", nbins=6)
+            _limit(axes)
+        energy.legend(ncols=2)
+        h.plot(distances["r"], distances["h"], color=figures.colour(0), label=result["model"])
+        if distances["reference"] is not None:
+            label = f"reference; integral of |difference| {distances['mae']:.3g}"
+            h.plot(distances["r"], distances["reference"], color=figures.REFERENCE, linewidth=1, label=label)
+        h.set_xlabel("interatomic distance r (Angstrom)")
+        h.set_ylabel("h(r) (1/Angstrom)")
+        h.legend()
+        summary = result["summary"]
+        fig.suptitle(
+            f"{result['model']}, {result['formula']}, {result['settings']['ensemble'].upper()}: "
+            f"{summary['failed']} of {summary['runs']} runs failed"
+        )
+        return figures.save(fig, path)
+
+
+def _limit(axes: Any) -> None:
+    """Keep the last, exploding values of a failed run from flattening all others."""
+    if axes.get_ylim()[0] == 0:
+        return
+    values = np.concatenate(
+        [line.get_ydata() for line in axes.get_lines() if len(line.get_ydata()) > 2] or [[]]
+    )
+    values = values[np.isfinite(values)]
+    if len(values):
+        low, high = np.percentile(values, [0.5, 99.5])
+        margin = 0.15 * (high - low) + 1e-9
+        axes.set_ylim(low - margin, high + margin)

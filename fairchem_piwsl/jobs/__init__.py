@@ -1,0 +1,1 @@
+"""Launching trainings here and on SLURM; signals, requeue, resume."""

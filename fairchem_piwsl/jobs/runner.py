@@ -1,0 +1,162 @@
+"""One training as a job: ranks, signals, requeue and resume.
+
+fairchem's own runner is unpickled on a SLURM worker without the plugin, saves in the middle of a step from
+inside the signal handler, and cannot run on the CPU of a cluster. This one is part of the plugin, stops between
+two steps, and joins its ranks with the backend that the config asks for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from fairchem.core import _cli
+from submitit.helpers import DelayedSubmission
+
+import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces` wherever a job is unpickled
+from fairchem_piwsl.training.checkpoints import Preempted, close_datasets
+
+#: seconds that other ranks wait for the requeue to end them
+WAIT_FOR_REQUEUE = 60
+
+
+class Runner(_cli.Runner):
+    """Trains (or predicts with) one config, as a submitit job or in this process."""
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Run to the end, or to a checkpoint and a requeue where the job is preempted or out of time."""
+        from fairchem.core.common import distutils
+        from fairchem.core.common.utils import new_trainer_context
+
+        config = prepare(config)
+        signals = _Signals()
+        try:
+            with new_trainer_context(config=config) as context:
+                self.config, self.task, self.trainer = context.config, context.task, context.trainer
+                self.task.setup(self.trainer)
+                with signals.caught_for(self.trainer):
+                    self.task.run()
+        except Preempted as stop:
+            distutils.cleanup()
+            logging.info(f"{stop}; checkpoint saved in {self.trainer.config['cmd']['checkpoint_dir']}")
+            signals.give_up_job()
+        finally:
+            close_datasets(getattr(self, "trainer", None))
+            distutils.cleanup()  # upstream leaves its process group behind where training raises
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
+        """For submitit's requeue: the same config, which finds its checkpoint by its timestamp_id."""
+        # The requeue sends SIGTERM to all processes of the job, `scontrol requeue` among them. An ignored
+        # signal is inherited, so that this child lives to its end.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return DelayedSubmission(Runner(), *args, **kwargs)
+
+
+def run(config: dict[str, Any]) -> None:
+    """`Runner` as a function, for ranks that are spawned."""
+    Runner()(config)
+
+
+def prepare(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as this rank needs it: rendezvous in the environment, own checkpoint before a given one."""
+    config = {**config, "submit": False}  # upstream's submit branch insists on NCCL and a GPU
+    config["world_size"] = join_ranks(config["world_size"])
+    own = own_checkpoint(config)
+    if own is not None and own.is_file():
+        config["checkpoint"] = str(own)
+    if "SLURM_JOB_ID" in os.environ:
+        config["slurm"] = {**(config.get("slurm") or {}), "job_id": job_id()}
+    return config
+
+
+def own_checkpoint(config: dict[str, Any]) -> Path | None:
+    """Where a training keeps its checkpoint, known once it has a timestamp_id."""
+    if config.get("mode") != "train" or not config.get("timestamp_id"):
+        return None
+    return Path(config.get("run_dir", "./")) / "checkpoints" / config["timestamp_id"] / "checkpoint.pt"
+
+
+def join_ranks(world_size: int) -> int:
+    """Put this rank's place into the environment; returns the number of ranks.
+
+    Ranks come from `srun` (submitit uses it too), from torch's elastic launcher, or there is only one.
+    """
+    from fairchem.core.common import distutils
+
+    environment = os.environ
+    tasks = int(environment.get("SLURM_NTASKS", 1)) if "SLURM_STEP_ID" in environment else 1
+    if tasks > 1:
+        environment["RANK"], environment["LOCAL_RANK"] = (
+            environment["SLURM_PROCID"],
+            environment["SLURM_LOCALID"],
+        )
+        environment["WORLD_SIZE"] = str(tasks)
+        environment["MASTER_ADDR"] = first_host(environment["SLURM_STEP_NODELIST"])
+        # jobs that share a node must not share a port
+        environment["MASTER_PORT"] = str(20000 + int(environment["SLURM_JOB_ID"]) % 20000)
+        return tasks
+    if world_size == 1:
+        distutils.setup_env_local()
+    return world_size
+
+
+def first_host(nodes: str) -> str:
+    """The first name in SLURM's list of nodes, such as `node[3-4]`."""
+    command = ["scontrol", "show", "hostnames", nodes]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def job_id() -> str:
+    """The SLURM job as submitit and `squeue` write it, `1234_5` in an array."""
+    environment = os.environ
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
+
+
+class _Signals:
+    """USR2: checkpoint, then give up the job. TERM: checkpoint; on SLURM go on, since a USR2 or KILL follows."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.previous: Any = signal.SIG_DFL
+
+    def caught_for(self, trainer: Any) -> _Signals:
+        self.trainer = trainer
+        return self
+
+    def __enter__(self) -> None:
+        self._old: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread() and hasattr(self.trainer, "request_stop"):
+            self.previous = signal.getsignal(signal.SIGUSR2)
+            self._old = {n: signal.signal(n, self._on_signal) for n in (signal.SIGUSR2, signal.SIGTERM)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+            self.trainer.request_checkpoint()
+        else:
+            self.trainer.request_stop()
+
+    def give_up_job(self) -> None:
+        """After the checkpoint: requeue the job where there is one; does not return then."""
+        if "SLURM_JOB_ID" not in os.environ:
+            logging.info("to continue, run the same command again with --timestamp-id of this run")
+            return
+        if int(os.environ.get("SLURM_PROCID", 0)) > 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(WAIT_FOR_REQUEUE)
+        elif callable(self.previous):
+            self.previous(signal.SIGUSR2, None)  # submitit's: stores the job anew, requeues it and exits
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            subprocess.run(["scontrol", "requeue", job_id()], check=True)

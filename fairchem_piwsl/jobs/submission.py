@@ -1,0 +1,115 @@
+"""From a command line to jobs: several configs and seeds, one job array."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import submitit
+from fairchem.core.common.flags import flags
+from fairchem.core.common.utils import build_config, create_grid
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs.python_command import patient_python
+from fairchem_piwsl.jobs.runner import Runner
+
+#: a job that reaches its time limit is queued again at most this often
+MAX_TIMEOUTS = 1000
+
+
+def parser() -> argparse.ArgumentParser:
+    """fairchem's flags; --config-yml takes several files, and --seeds several seeds."""
+    parser = copy.deepcopy(flags.get_parser())
+    for action in parser._actions:
+        if action.dest == "config_yml":
+            action.nargs = "+"
+            action.help = "Path(s) to config files listing data, model, optim parameters."
+    parser.add_argument("--seeds", type=int, nargs="+", help="One run for each of these seeds")
+    return parser
+
+
+def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
+    """One config for each file and seed, each with a run name that no other has."""
+    for path in args.config_yml:
+        if not path.is_file():
+            raise UserError(f"config {path} does not exist: check --config-yml.")
+    configs: list[dict[str, Any]] = []
+    for path, seed in itertools.product(args.config_yml, args.seeds or [args.seed]):
+        one = argparse.Namespace(**{**vars(args), "config_yml": path, "seed": seed})
+        config = build_config(one, overrides)
+        grid = create_grid(config, args.sweep_yml) if args.sweep_yml else [config]
+        parts = [path.stem] if len(args.config_yml) > 1 else []
+        parts += [f"seed{seed}"] if args.seeds else []
+        for member in grid:
+            member["identifier"] = "-".join([part for part in [member["identifier"], *parts] if part])
+        configs += grid
+    several = len(configs) > 1
+    if several or args.submit:
+        # Upstream takes the time of the job's start, which the jobs of an array share; and a job that starts
+        # again must find its name in the config.
+        base = args.timestamp_id or time.strftime("%Y-%m-%d-%H-%M-%S")
+        for index, config in enumerate(configs):
+            number = [str(index)] if several else []
+            named = [] if args.timestamp_id and not several else [config["identifier"]]
+            config["timestamp_id"] = "-".join([p for p in [base, *named, *number] if p])
+    return configs
+
+
+def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[submitit.Job[Any]]:
+    """Send the configs to SLURM, as a job array where there are several."""
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            "--submit needs the command 'sbatch', which is not on this machine; "
+            "log in to the cluster or leave --submit out."
+        )
+    options = dict(configs[0].get("slurm") or {})
+    timeouts = int(options.pop("max_timeouts", MAX_TIMEOUTS))
+    own = {
+        name: options.pop(name)
+        for name in ("setup", "signal_delay_s", "array_parallelism")
+        if name in options
+    }
+    executor = submitit.AutoExecutor(
+        folder=args.logdir / "%j",
+        cluster="slurm",
+        slurm_max_num_timeout=timeouts,
+        slurm_python=patient_python(),
+    )
+    parameters = {
+        "name": args.identifier or "piwsl",
+        "mem_gb": args.slurm_mem,
+        "timeout_min": args.slurm_timeout * 60,
+        "slurm_partition": args.slurm_partition,
+        "slurm_qos": args.slurm_qos,
+        "slurm_account": args.slurm_account,
+        "cpus_per_task": configs[0]["optim"].get("num_workers", 0) + 1,
+        "tasks_per_node": args.num_gpus,
+        "nodes": args.num_nodes,
+        "gpus_per_node": None if args.cpu else args.num_gpus,
+        "slurm_additional_parameters": options,
+        **{f"slurm_{name}": value for name, value in own.items()},
+    }
+    executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+    for config in configs:
+        # without "folder": upstream would rewrite the job's pickle in place to store a name it has already
+        config["slurm"] = copy.deepcopy(executor.parameters)
+    jobs = executor.map_array(Runner(), configs)
+    _log(args.logdir, jobs, configs)
+    return jobs
+
+
+def _log(folder: Path, jobs: list[submitit.Job[Any]], configs: list[dict[str, Any]]) -> None:
+    path = folder / "exp" / time.strftime("%Y-%m-%d-%H-%M-%S.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for job, config in zip(jobs, configs, strict=True):
+            print(json.dumps({"slurm_id": job.job_id, "config": config}, default=str), file=file)
+            logging.info(f"job {job.job_id}: {config['timestamp_id']}")
+    logging.info(f"submitted {len(jobs)} jobs, noted in {path}")

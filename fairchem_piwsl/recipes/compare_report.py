@@ -1,0 +1,130 @@
+"""Tables and the picture of a method comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from fairchem_piwsl.analysis.potential import load_potential
+from fairchem_piwsl.recipes.compare import Result
+from fairchem_piwsl.report import figures
+from fairchem_piwsl.settings import KCAL_PER_MOL
+from fairchem_piwsl.structures import read_labelled
+
+HEADINGS = ("method", "energy RMSE, kcal/mol", "change", "forces RMSE, kcal/mol/Å", "change", "training, s")
+KCAL = KCAL_PER_MOL["eV"]
+
+
+def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of each method over its seeds, in the order of first appearance."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.method, []).append(result)
+    return groups
+
+
+def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Means over seeds: method -> energy_rmse (kcal/mol), forces_rmse (kcal/mol/Angstrom), train_seconds."""
+    names = ("energy_rmse", "forces_rmse", "train_seconds")
+    return {
+        method: {name: statistics.fmean(getattr(run, name) for run in runs) for name in names}
+        for method, runs in by_method(results).items()
+    }
+
+
+def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """One row for each method, compared with the first one; mean ± standard deviation over seeds."""
+    groups = by_method(results)
+    first = next(iter(groups.values()))
+    table = []
+    for method, runs in groups.items():
+        cells = [method]
+        for name in ("energy_rmse", "forces_rmse"):
+            values, reference = [getattr(run, name) for run in runs], [getattr(run, name) for run in first]
+            change = 100 * (statistics.fmean(values) / statistics.fmean(reference) - 1)
+            cells += [mean_and_spread(values, ".2f"), "" if runs is first else f"{change:+.1f} %"]
+        table.append((*cells, mean_and_spread([run.train_seconds for run in runs], ".0f")))
+    return table
+
+
+def mean_and_spread(values: Sequence[float], digits: str) -> str:
+    """`1.23 ± 0.04`, the mean alone of a single value; `digits` is a format such as `.2f`."""
+    mean = f"{statistics.fmean(values):{digits}}"
+    return f"{mean} ± {statistics.stdev(values):{digits}}" if len(values) > 1 else mean
+
+
+def rich_table(results: Sequence[Result], title: str) -> Table:
+    """The comparison for the terminal."""
+    seeds = len(next(iter(by_method(results).values())))
+    spread = "; mean ± standard deviation" if seeds > 1 else ""
+    table = Table(title=title, caption=f"test set, {seeds} seed{'s' * (seeds > 1)}{spread}")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in rows(results):
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(results: Sequence[Result]) -> str:
+    """The comparison for a page."""
+    lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *rows(results)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def learning_curve(run: Result, metric: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a validation metric (label units), from the run's TensorBoard log."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    checkpoint = Path(run.checkpoint)
+    log = EventAccumulator(str(checkpoint.parents[2] / "logs" / "tensorboard" / checkpoint.parent.name))
+    log.Reload()
+    scalars = log.Scalars(f"val/{metric}")
+    return [scalar.step for scalar in scalars], [scalar.value for scalar in scalars]
+
+
+def plot(results: Sequence[Result], test: Path, path: Path, title: str) -> Path:
+    """Parity plots of energies and forces on the test set, and learning curves on the validation set."""
+    structures = read_labelled(test)
+    energy = KCAL * np.array([s.energy for s in structures])
+    energy -= energy.mean()
+    forces = KCAL * np.concatenate([s.forces for s in structures]).ravel()
+    groups: Mapping[str, list[Result]] = by_method(results)
+    with figures.figure(11, 8) as fig:
+        (parity_e, parity_f), (curve_e, curve_f) = fig.subplots(2, 2)
+        fig.suptitle(title)
+        for number, (method, runs) in enumerate(groups.items()):
+            look = {"color": figures.colour(number), "label": method}
+            prediction = load_potential(runs[0].checkpoint, cpu=True).predict([s.atoms for s in structures])
+            predicted = KCAL * np.asarray(prediction.energy)
+            reference_mean = KCAL * np.mean([s.energy for s in structures])
+            dots = {"s": 9, "alpha": 0.6, "linewidths": 0, "rasterized": True}
+            parity_e.scatter(energy, predicted - reference_mean, **look, **dots)
+            dots.update(s=3, alpha=0.3)
+            parity_f.scatter(forces, KCAL * np.concatenate(prediction.forces).ravel(), **look, **dots)
+            for axes, metric in ((curve_e, "energy_rmse"), (curve_f, "forces_rmse")):
+                for run in runs:
+                    steps, values = learning_curve(run, metric)
+                    axes.plot(
+                        steps,
+                        KCAL * np.array(values),
+                        **{**look, "label": method if run is runs[0] else None},
+                    )
+        for axes, label, unit in (
+            (parity_e, "energy", "kcal/mol"),
+            (parity_f, "force component", "kcal/mol/Å"),
+        ):
+            low, high = axes.get_xlim()
+            axes.plot([low, high], [low, high], color=figures.REFERENCE, linewidth=0.8, zorder=0)
+            axes.set(
+                xlabel=f"reference {label}, {unit}", ylabel=f"predicted {label}, {unit}", title="test set"
+            )
+        for axes, label in ((curve_e, "energy RMSE, kcal/mol"), (curve_f, "forces RMSE, kcal/mol/Å")):
+            axes.set(xlabel="training step", ylabel=label, title="validation set")
+            axes.set_ylim(bottom=0)
+        for axes in (parity_e, parity_f, curve_e, curve_f):
+            axes.legend(markerscale=3)
+        return figures.save(fig, path)

@@ -1,0 +1,1 @@
+"""`piwsl report`: tables over seeds, pages and figures."""

@@ -1,0 +1,174 @@
+"""`piwsl report`: baseline, PIWSL and rivals over seeds, in one HTML page and a markdown table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import file_name, plain, write_json
+from fairchem_piwsl.report import page, printed_results, report_figures
+from fairchem_piwsl.report.runs import Run, add_measurements, find_runs
+from fairchem_piwsl.report.statistics import Entry, add_timed_errors, compare_methods, families
+
+# quantity -> title and unit; {e} stands for the energy unit. A run's value may carry a condition, as in
+# "time_to_failure@NVE, 300 K, 5 ps", which makes it a row of its own.
+QUANTITIES = {
+    "energy_rmse": ("energy RMSE", "{e}"),
+    "energy_mae": ("energy MAE", "{e}"),
+    "energy_per_atom_rmse": ("energy RMSE per atom", "{e}/atom"),
+    "forces_rmse": ("force RMSE", "{e}/Angstrom"),
+    "forces_mae": ("force MAE", "{e}/Angstrom"),
+    "forces_cosine": ("force cosine", ""),
+    "val_energy_rmse_best": ("validation energy RMSE, best", "{e}"),
+    "val_energy_mae_best": ("validation energy MAE, best", "{e}"),
+    "val_forces_rmse_best": ("validation force RMSE, best", "{e}/Angstrom"),
+    "val_forces_mae_best": ("validation force MAE, best", "{e}/Angstrom"),
+    "val_energy_rmse_equal_time": ("validation energy RMSE, equal wall time", "{e}"),
+    "val_energy_mae_equal_time": ("validation energy MAE, equal wall time", "{e}"),
+    "val_forces_rmse_equal_time": ("validation force RMSE, equal wall time", "{e}/Angstrom"),
+    "val_forces_mae_equal_time": ("validation force MAE, equal wall time", "{e}/Angstrom"),
+    "force_mismatch": ("force against -dE/dr, RMSE", "{e}/Angstrom"),
+    "pitc_slope": ("PITC slope, k = 0", ""),
+    "force_curl": ("curl per atom", "{e}/Angstrom^2"),
+    "jacobian_asymmetry": ("asymmetry of the force Jacobian", ""),
+    "time_to_failure": ("time to failure", "ps"),
+    "failed_runs": ("share of failed dynamics", ""),
+    "energy_drift": ("drift of the total energy, mean size", "meV/atom/ns"),
+    "distances_mae": ("distances h(r), integral of |difference|", ""),
+    "wall_time": ("wall time of training", "min"),
+    "steps": ("training steps", ""),
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One data set, training size and model: its comparison, the paper's values, its figures."""
+
+    title: str
+    entries: list[Entry]
+    paper: dict[tuple[str, str], printed_results.Printed]
+    equal_time: float | None
+    figures: list[Path]
+    runs: list[Run]
+
+
+def make_report(
+    folders: Sequence[str | Path],
+    *,
+    data: str | Path | None = None,
+    units: str = "kcal/mol",
+    paper_dataset: str | None = None,
+    title: str = "Training report",
+    out: Path = Path("results/report"),
+    tell: Callable[[str], None] = lambda text: None,
+    **load_options: Any,
+) -> dict[str, Any]:
+    """Compare the runs below `folders`; write `report.html`, `report.md`, `report.json` and PNGs to `out`.
+
+    data: a test set that every run's checkpoint is evaluated on (results are kept and used again). Without it,
+    JSON that `piwsl evaluate` left in the folders is used, beside the validation errors of TensorBoard files.
+    paper_dataset: name of the paper's data set, where the path of the training data does not tell it.
+    """
+    if units not in UNITS:
+        raise UserError(f"--units {units}: not known; choose one of {', '.join(UNITS)}.")
+    datasets = {item.dataset for item in printed_results.printed_values()}
+    if paper_dataset is not None and paper_dataset not in datasets:
+        raise UserError(
+            f"--paper-dataset {paper_dataset}: not known; choose one of {', '.join(sorted(datasets))}."
+        )
+    runs = find_runs(folders)
+    if data is not None:
+        _evaluate(runs, data, out / "evaluations", tell, load_options)
+    add_measurements(runs, [*folders, *([out / "evaluations"] if data is not None else [])], units)
+    factor = UNITS[units][0]
+    names = quantity_names({key for run in runs for key in run.values}, units)
+    sections: list[Section] = []
+    for (dataset, n_train, model, energies_only), methods in families(runs).items():
+        limit = add_timed_errors(methods, factor)
+        entries = compare_methods(methods, list(names))
+        printed = _printed(methods, entries, paper_dataset) if units == "kcal/mol" else {}
+        size = f"{n_train} structures" if n_train is not None else "training set not found"
+        heading = f"{dataset}, {size}{' with energies only' if energies_only else ''}, {model}"
+        stem = file_name(f"{dataset}_{n_train or 'unknown'}_{model}_{len(sections)}")
+        figures = [
+            report_figures.plot_errors(entries, printed, names, heading, out / f"errors_{stem}.png"),
+            report_figures.plot_survival(methods, heading, out / f"survival_{stem}.png"),
+            report_figures.plot_curves(methods, factor, units, limit, heading, out / f"curves_{stem}.png"),
+        ]
+        members = [run for group in methods.values() for run in group]
+        kept = [figure for figure in figures if figure is not None]
+        sections.append(Section(heading, entries, printed, limit, kept, members))
+    result = _as_dict(sections, units, names)
+    write_json(out / "report.json", result)
+    page.write_page(out / "report.html", title, sections, names)
+    page.write_markdown(out / "report.md", title, sections, names)
+    return result
+
+
+def quantity_names(measured: Iterable[str], units: str) -> dict[str, tuple[str, str]]:
+    """Titles and units of all quantities of `QUANTITIES`, and of those in `measured` that carry a condition."""
+    energy_unit = UNITS[units][1]
+    conditions = sorted({key.partition("@")[2] for key in measured} - {""})
+    return {
+        f"{key}@{condition}" if condition else key: (
+            f"{name}, {condition}" if condition else name,
+            unit.format(e=energy_unit),
+        )
+        for key, (name, unit) in QUANTITIES.items()
+        for condition in ("", *conditions)
+    }
+
+
+def _evaluate(
+    runs: Sequence[Run],
+    data: str | Path,
+    folder: Path,
+    tell: Callable[[str], None],
+    load_options: dict[str, Any],
+) -> None:
+    """Test errors of each run's checkpoint; a checkpoint that was evaluated on `data` before is left out."""
+    from fairchem_piwsl.analysis.evaluate import evaluate
+    from fairchem_piwsl.analysis.potential import file_digest
+
+    stamp = Path(data).stat().st_mtime_ns if Path(data).exists() else 0
+    for number, run in enumerate(runs, 1):
+        path = folder / f"{file_digest(run.checkpoint)}_{file_name(Path(data).stem)}_{stamp}.json"
+        if not path.exists():
+            tell(f"evaluating {number} of {len(runs)}: {run.checkpoint}")
+            write_json(path, evaluate([run.checkpoint], data, group_by="none", **load_options))
+
+
+def _printed(
+    methods: dict[str, list[Run]], entries: Sequence[Entry], dataset: str | None
+) -> dict[tuple[str, str], printed_results.Printed]:
+    found = {}
+    for entry in entries:
+        item = printed_results.printed_for(methods[entry.method][0], entry.quantity, dataset)
+        if item is not None:
+            found[entry.quantity, entry.method] = item
+    return found
+
+
+def _as_dict(sections: Sequence[Section], units: str, names: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "command": "report",
+        "units": units,
+        "names": names,
+        "sections": [
+            {
+                "title": section.title,
+                "equal_wall_time_seconds": section.equal_time,
+                "entries": [plain(asdict(entry)) for entry in section.entries],
+                "paper": [{"method": method, **asdict(item)} for (_, method), item in section.paper.items()],
+                "runs": [
+                    {"checkpoint": str(run.checkpoint), "method": run.method, "seed": run.seed, **run.values}
+                    for run in section.runs
+                ],
+            }
+            for section in sections
+        ],
+    }

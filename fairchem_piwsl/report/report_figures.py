@@ -1,0 +1,133 @@
+"""Figures of `piwsl report`: errors of every seed, learning curves over steps and over wall time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.report import figures
+from fairchem_piwsl.report.printed_results import Printed
+from fairchem_piwsl.report.runs import Run
+from fairchem_piwsl.report.statistics import Entry
+
+# The first of each line that is there becomes a panel.
+PANELS = (
+    ("energy_rmse", "val_energy_rmse_best", "val_energy_mae_best"),
+    ("forces_rmse", "val_forces_rmse_best", "val_forces_mae_best"),
+)
+CURVES = (("val/energy_rmse", "val/energy_mae"), ("val/forces_rmse", "val/forces_mae"))
+
+
+def plot_errors(
+    entries: Sequence[Entry],
+    printed: dict[tuple[str, str], Printed],
+    names: dict[str, tuple[str, str]],
+    title: str,
+    path: Path,
+) -> Path | None:
+    """One dot for each seed, a line for the mean, a diamond for the paper's value; None without errors."""
+    available = {entry.quantity for entry in entries}
+    panels = [next((q for q in choices if q in available), None) for choices in PANELS]
+    shown = [quantity for quantity in panels if quantity]
+    if not shown:
+        return None
+    methods = list(dict.fromkeys(entry.method for entry in entries))
+    with figures.figure(11.0, 1.6 + 0.45 * len(methods)) as fig:
+        axes_list = np.atleast_1d(fig.subplots(1, len(shown), sharey=True))
+        for axes, quantity in zip(axes_list, shown, strict=True):
+            for row, method in enumerate(methods):
+                entry = next((e for e in entries if (e.quantity, e.method) == (quantity, method)), None)
+                if entry is not None:
+                    values = np.array(entry.values)
+                    axes.plot(values, np.full(len(values), row), "o", color=figures.colour(row), alpha=0.7)
+                    axes.plot(
+                        [entry.mean] * 2, [row - 0.28, row + 0.28], color=figures.colour(row), linewidth=2.5
+                    )
+                item = printed.get((quantity, method))
+                if item is not None:
+                    axes.plot(
+                        item.value, row, "D", markerfacecolor="none", color=figures.REFERENCE, markersize=7
+                    )
+            axes.set_yticks(range(len(methods)), methods)
+            axes.set_ylim(len(methods) - 0.5, -0.5)
+            axes.set_xlabel(" in ".join(part for part in names[quantity] if part))
+            axes.set_xlim(0, 1.06 * axes.dataLim.x1)
+        note = "; diamonds: the paper" if printed else ""
+        fig.suptitle(f"{title} (dots: seeds, lines: means{note})", fontsize=11)
+        return figures.save(fig, path)
+
+
+def plot_curves(
+    methods: dict[str, list[Run]], factor: float, units: str, limit: float | None, title: str, path: Path
+) -> Path | None:
+    """Validation errors against steps (left) and wall time (right), a line for each run; None without curves."""
+    tags = [
+        next((tag for tag in choices if any(tag in run.curves for m in methods.values() for run in m)), None)
+        for choices in CURVES
+    ]
+    shown = [tag for tag in tags if tag]
+    if not shown:
+        return None
+    with figures.figure(11.0, 3.6 * len(shown) + 0.6) as fig:
+        grid = fig.subplots(len(shown), 2, squeeze=False, sharey="row")
+        for row, tag in zip(grid, shown, strict=True):
+            for number, (method, runs) in enumerate(methods.items()):
+                for i, run in enumerate(run for run in runs if tag in run.curves):
+                    curve = run.curves[tag]
+                    style = {"color": figures.colour(number), "linewidth": 1.2, "alpha": 0.8}
+                    row[0].plot(curve.step, curve.value * factor, label=None if i else method, **style)
+                    row[1].plot(curve.seconds / 60, curve.value * factor, **style)
+            _, energy, force = UNITS[units]
+            kind, measure = tag.removeprefix("val/").split("_")
+            unit = energy if kind == "energy" else force
+            name = "energy" if kind == "energy" else "force"
+            row[0].set_ylabel(f"validation {name} {measure.upper()}\n({unit})")
+            row[0].set_xlabel("training steps")
+            row[1].set_xlabel("wall time (min)" + ("; dashed: reached by all" if limit else ""))
+            if limit:
+                row[1].axvline(limit / 60, color=figures.REFERENCE, linewidth=0.8, linestyle="--")
+            figures.log_scale(row[0].yaxis)
+        grid[0][0].legend()
+        fig.suptitle(title)
+        return figures.save(fig, path)
+
+
+def plot_survival(methods: dict[str, list[Run]], title: str, path: Path) -> Path | None:
+    """Share of dynamics that has not failed by a time, a panel for each kind; None without dynamics."""
+    conditions = list(dict.fromkeys(c for runs in methods.values() for run in runs for c in run.dynamics))
+    if not conditions:
+        return None
+    with figures.figure(11.0, 3.8) as fig:
+        panels = fig.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
+        for axes, condition in zip(panels, conditions, strict=True):
+            for number, (method, runs) in enumerate(methods.items()):
+                starts = [start for run in runs for start in run.dynamics.get(condition, [])]
+                if starts:
+                    time, share = survival(starts)
+                    label = f"{method}: {len(starts)} starts"
+                    axes.step(time, share, where="post", color=figures.colour(number), label=label)
+            axes.set_xlabel("time (ps)")
+            axes.set_title(condition)
+            axes.set_ylim(-0.03, 1.05)
+            axes.set_xlim(left=0)
+        panels[0].set_ylabel("share without failure")
+        panels[-1].legend()
+        fig.suptitle(title, fontsize=11)
+        return figures.save(fig, path)
+
+
+def survival(starts: Sequence[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    """Times (ps) and the share of `starts` that is without failure from then on (Kaplan and Meier).
+
+    Each start is its length in ps and whether it failed; one that did not fail counts up to its length.
+    """
+    times, shares = [0.0], [1.0]
+    for time in sorted({length for length, _ in starts}):
+        at_risk = sum(length >= time for length, _ in starts)
+        failures = sum(failed and length == time for length, failed in starts)
+        times.append(time)
+        shares.append(shares[-1] * (1 - failures / at_risk))
+    return np.array(times), np.array(shares)

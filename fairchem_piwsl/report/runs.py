@@ -1,0 +1,291 @@
+"""Training runs on disk: which they are, what method they used, how they learnt, what was measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import read_json
+
+# Parts of a config in which two runs of one method may differ: paths, names, seed.
+PERSONAL = ("cmd", "logger", "slurm", "gpus", "local_rank", "dataset", "val_dataset", "test_dataset")
+
+
+@dataclass
+class Curve:
+    """A scalar over training: step [K], seconds since the start [K], value [K]."""
+
+    step: np.ndarray
+    seconds: np.ndarray
+    value: np.ndarray
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    `values`: measured quantity -> number; `curves`: TensorBoard tag -> curve; `dynamics`: conditions -> length
+    of each start in ps, and whether it failed.
+    """
+
+    folder: Path
+    checkpoint: Path
+    config: dict[str, Any]
+    dataset: str
+    n_train: int | None
+    model: str
+    method: str
+    seed: int | None
+    values: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
+    dynamics: dict[str, list[tuple[float, bool]]] = field(default_factory=dict)
+
+
+def find_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Every run below `folders`: each folder that holds a `best_checkpoint.pt` or `checkpoint.pt`."""
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: there is no such folder; give folders of training runs.")
+        for name in ("checkpoint.pt", "best_checkpoint.pt"):  # the best one replaces the last one
+            for path in sorted(folder.rglob(name)):
+                found[path.parent.resolve()] = path
+    if not found:
+        listed = ", ".join(map(str, folders))
+        raise UserError(f"{listed}: no checkpoint below; give the --run-dir of finished trainings.")
+    runs = [_read_run(path) for path in found.values()]
+    _tell_apart(runs)
+    return runs
+
+
+def _read_run(checkpoint: Path) -> Run:
+    from fairchem_piwsl.analysis.potential import read_checkpoint
+
+    config = read_checkpoint(checkpoint)["config"]
+    source = str(config.get("dataset", {}).get("src", "unknown"))
+    run = Run(
+        folder=checkpoint.parent,
+        checkpoint=checkpoint,
+        config=config,
+        dataset=_dataset_label(source),
+        n_train=_length(_near(source, checkpoint)),
+        model=model_label(config["model"]),
+        method=method_label(config),
+        seed=config.get("cmd", {}).get("seed"),
+    )
+    run.curves = read_curves(_logs_folder(checkpoint, config))
+    if run.curves:
+        run.values["wall_time"] = max(curve.seconds[-1] for curve in run.curves.values()) / 60
+        run.values["steps"] = float(max(curve.step[-1] for curve in run.curves.values()))
+    return run
+
+
+def model_label(settings: dict[str, Any]) -> str:
+    """The model's name; `_gradient` where a model that can do both takes forces from its energy."""
+    if "model" in settings:  # the wrapper GradientForces
+        return f"{model_label(settings['model'])}_gradient"
+    name = model_name(settings)
+    return f"{name}_gradient" if settings.get("direct_forces") is False else name
+
+
+def model_name(settings: Mapping[str, Any]) -> str:
+    """`painn`, `mace`, ...: a model's name without the path to its class."""
+    return str(settings.get("name", "unknown")).rsplit(".", 1)[-1].lower()
+
+
+def method_label(config: dict[str, Any]) -> str:
+    """What a run was trained with, from `optim.piwsl` and the loss functions, in words."""
+    piwsl = config.get("optim", {}).get("piwsl") or {}
+    terms = []
+    if piwsl.get("noisy_nodes"):
+        terms.append("Noisy Nodes")
+    for key, name in (("c_pitc", "PITC"), ("c_pisc", "PISC"), ("c_wl", "WL")):
+        if piwsl.get(key):
+            terms.append(f"{name} {piwsl[key]:g}")
+    label = ", ".join(terms) or "baseline"
+    if terms:
+        label += f", eps {piwsl.get('eps_max', 0.01):g}"
+        if piwsl.get("k_2nd"):
+            label += f", k {piwsl['k_2nd']:g}"
+    trained_on = {target for loss in config.get("loss_functions", []) for target in loss}
+    return label if "forces" in trained_on or not trained_on else f"energies only, {label}"
+
+
+def family_of(run: Run) -> tuple[str, int | None, str, bool]:
+    """Runs are compared with a baseline of the same data, model and kind of labels."""
+    return run.dataset, run.n_train, run.model, run.method.startswith("energies only")
+
+
+def is_baseline(method: str) -> bool:
+    """Whether no weak term was on."""
+    return method.removeprefix("energies only, ").startswith("baseline")
+
+
+def _tell_apart(runs: list[Run]) -> None:
+    """Add to a method's label the settings in which runs under one label differ."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((*family_of(run), run.method), []).append(run)
+    for members in groups.values():
+        settings = [_flat(run.config) for run in members]
+        keys = sorted({key for item in settings for key in item})
+        different = [key for key in keys if len({repr(item.get(key)) for item in settings}) > 1]
+        for run, item in zip(members, settings, strict=True):
+            if different:
+                shown = ", ".join(f"{key.rsplit('.', 1)[-1]} {item.get(key)}" for key in different[:3])
+                run.method = f"{run.method} ({shown})"
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in PERSONAL:
+            continue
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + str(key)] = value
+    return flat
+
+
+def _dataset_label(source: str) -> str:
+    """The last part of a path that is no general word."""
+    parts = [part for part in Path(source).with_suffix("").parts if part not in ("train", "data", "/")]
+    return parts[-1] if parts else source
+
+
+def _near(source: str, checkpoint: Path) -> str:
+    """`source`, which may count from where training was started: from here, or from a folder above the run."""
+    folders = [Path(), *checkpoint.resolve().parents]
+    return next((str(folder / source) for folder in folders if (folder / source).exists()), source)
+
+
+def _length(source: str) -> int | None:
+    """Number of structures of the training set, where it is an LMDB that is still there."""
+    import lmdb
+
+    from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
+
+    try:
+        return number_of_structures(source)
+    except (lmdb.Error, OSError):
+        return None
+
+
+def _logs_folder(checkpoint: Path, config: dict[str, Any]) -> Path:
+    """`<run dir>/logs/tensorboard/<name>` beside `<run dir>/checkpoints/<name>`, wherever these are now."""
+    beside = checkpoint.parent.parent.parent / "logs" / "tensorboard" / checkpoint.parent.name
+    return beside if beside.is_dir() else Path(config.get("cmd", {}).get("logs_dir", beside))
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """All scalars of the TensorBoard files in `folder`.
+
+    A continued run has several files. Time runs on from one to the next without the pause between them, and
+    steps that were done twice count with their last values.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: dict[str, dict[int, tuple[float, float]]] = {}
+    elapsed = 0.0
+    for path in sorted(folder.glob("events.out.tfevents*")) if folder.is_dir() else []:
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
+        events.Reload()
+        series = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+        times = [event.wall_time for values in series.values() for event in values]
+        if not times:
+            continue
+        first = min(times)
+        for tag, values in series.items():
+            for event in values:
+                points.setdefault(tag, {})[event.step] = (elapsed + event.wall_time - first, event.value)
+        elapsed += max(times) - first
+    return {
+        tag: Curve(
+            np.array(sorted(values)),
+            np.array([values[step][0] for step in sorted(values)]),
+            np.array([values[step][1] for step in sorted(values)]),
+        )
+        for tag, values in points.items()
+    }
+
+
+def add_measurements(runs: Sequence[Run], folders: Sequence[str | Path], units: str) -> None:
+    """Put what `piwsl evaluate`, `consistency`, `md` and comparisons left in JSON files below `folders` to runs."""
+    paths = {path for folder in folders for path in Path(folder).rglob("*.json")}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):  # newer results replace older ones
+        content = read_json(path)
+        if not isinstance(content, dict):
+            continue
+        for entry in content.get("models", [content]) if content.get("command") else [content]:
+            run = _owner(runs, entry.get("checkpoint"))
+            if run is not None:
+                run.values |= _measured(content, entry, units)
+                if content.get("command") == "md":
+                    starts = [(start["time"], start["failed"]) for start in content["runs"]]
+                    run.dynamics[_conditions(content)] = starts
+
+
+def _owner(runs: Sequence[Run], checkpoint: Any) -> Run | None:
+    if not isinstance(checkpoint, str):
+        return None
+    path = Path(checkpoint)
+    for run in runs:
+        if path.exists() and path.resolve().parent == run.folder.resolve():
+            return run
+    # Moved folders keep the end of their path; upstream's time stamps may be the same for two of them.
+    alike = [_common_end(run.folder.resolve().parts, path.parent.parts) for run in runs]
+    longest = max(alike, default=0)
+    return runs[alike.index(longest)] if longest >= 3 and alike.count(longest) == 1 else None
+
+
+def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many last parts two paths share."""
+    equal = [x == y for x, y in zip(reversed(a), reversed(b), strict=False)]
+    return equal.index(False) if False in equal else len(equal)
+
+
+def _measured(content: dict[str, Any], entry: dict[str, Any], units: str) -> dict[str, float]:
+    """Numbers of one JSON file under the names that the report uses, energies in `units`."""
+    factor = UNITS[units][0]
+    values: dict[str, float | None] = {}
+    command = content.get("command")
+    if command == "evaluate":
+        for metric, estimate in entry["metrics"].items():
+            values[metric] = convert(estimate["value"], content["units"][metric], factor)
+    elif command == "consistency":
+        unit = content["units"]["energy"]
+        values["force_curl"] = convert(content["curl"]["per_atom_mean"], unit, factor)
+        values["jacobian_asymmetry"] = content["curl"]["asymmetry"]
+        values["force_mismatch"] = convert(content["force_mismatch"]["rmse"], unit, factor)
+        values["pitc_slope"] = content["slopes"]["pitc_k0"]
+    elif command == "md":
+        drifts = [run["drift"] for run in content["runs"]]
+        at = f"@{_conditions(content)}"  # dynamics under other conditions is another quantity
+        values["time_to_failure" + at] = content["summary"]["time_to_failure_mean"]
+        values["failed_runs" + at] = content["summary"]["failed"] / content["summary"]["runs"]
+        values["distances_mae" + at] = content["distances"]["mae"]
+        if None not in drifts:
+            values["energy_drift" + at] = float(np.mean(np.abs(drifts)))
+    elif {"energy_rmse", "forces_rmse"} <= content.keys():  # a comparison's result, in kcal/mol
+        for metric in ("energy_rmse", "forces_rmse"):
+            values[metric] = convert(content[metric], "kcal/mol", factor)
+    return {key: float(value) for key, value in values.items() if value is not None}
+
+
+def _conditions(content: dict[str, Any]) -> str:
+    """Under what dynamics ran, in words."""
+    settings = content["settings"]
+    return f"{settings['ensemble'].upper()}, {settings['temperature']:g} K, {content['length']:g} ps"
+
+
+def convert(value: float | None, unit: str, factor: float) -> float | None:
+    """`value` in `unit` (or `unit` per something) in the unit that is `factor` per eV; others stay."""
+    energy = unit.split("/Angstrom")[0].split("/atom")[0]
+    return value if value is None or energy not in UNITS else value / UNITS[energy][0] * factor

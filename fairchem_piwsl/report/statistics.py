@@ -1,0 +1,104 @@
+"""Means over seeds, changes against a baseline, paired tests, and errors at equal wall time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from fairchem_piwsl.report.runs import Curve, Run, family_of, is_baseline
+
+# Validation errors that are compared at equal wall time.
+TIMED = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One quantity of one method. `change` is relative to the baseline's mean, `p` a paired t-test over seeds."""
+
+    quantity: str
+    method: str
+    values: tuple[float, ...]
+    mean: float
+    std: float
+    change: float | None
+    p: float | None
+    pairs: int
+
+
+def families(runs: Sequence[Run]) -> dict[tuple[str, int | None, str, bool], dict[str, list[Run]]]:
+    """Runs by family and method, the baseline first."""
+    grouped: dict[tuple[str, int | None, str, bool], dict[str, list[Run]]] = {}
+    for run in sorted(runs, key=lambda run: (not is_baseline(run.method), run.method, run.seed or 0)):
+        grouped.setdefault(family_of(run), {}).setdefault(run.method, []).append(run)
+    return dict(sorted(grouped.items(), key=lambda item: str(item[0])))
+
+
+def compare_methods(methods: dict[str, list[Run]], quantities: Sequence[str]) -> list[Entry]:
+    """All quantities of all methods of one family; the first baseline is what others are compared with."""
+    baseline = next((name for name in methods if is_baseline(name)), None)
+    entries = []
+    for quantity in quantities:
+        for name, members in methods.items():
+            have = [run for run in members if quantity in run.values]
+            if not have:
+                continue
+            values = np.array([run.values[quantity] for run in have])
+            change = p = None
+            pairs = 0
+            if baseline is not None and name != baseline:
+                before = {r.seed: r.values[quantity] for r in methods[baseline] if quantity in r.values}
+                if before and np.mean(list(before.values())):
+                    change = float(values.mean() / np.mean(list(before.values())) - 1)
+                shared = [r for r in have if r.seed in before]
+                pairs = len(shared)
+                p = paired_p([r.values[quantity] for r in shared], [before[r.seed] for r in shared])
+            std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+            entries.append(Entry(quantity, name, tuple(values), float(values.mean()), std, change, p, pairs))
+    return entries
+
+
+def paired_p(values: Sequence[float], before: Sequence[float]) -> float | None:
+    """Two-sided p of a paired t-test; None for fewer than two pairs or differences that are all the same."""
+    difference = np.asarray(values) - np.asarray(before)
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        return None
+    return float(stats.ttest_rel(values, before).pvalue)
+
+
+def equal_time(runs: Sequence[Run]) -> float | None:
+    """The longest wall time in seconds that every run with validation curves has reached."""
+    ends = [
+        max(curve.seconds[-1] for tag, curve in run.curves.items() if tag.startswith("val/"))
+        for run in runs
+        if any(tag.startswith("val/") for tag in run.curves)
+    ]
+    return min(ends) if ends else None
+
+
+def add_timed_errors(methods: dict[str, list[Run]], factor: float) -> float | None:
+    """Give each run its best validation errors up to the wall time that all runs reached; return that time.
+
+    factor: unit of the report per eV, in which curves are logged.
+    """
+    runs = [run for members in methods.values() for run in members]
+    limit = equal_time(runs)
+    if limit is None:
+        return None
+    for run in runs:
+        for metric in TIMED:
+            curve = run.curves.get(f"val/{metric}")
+            if curve is not None:
+                best = best_until(curve, limit)
+                if np.isfinite(best):
+                    run.values[f"val_{metric}_equal_time"] = best * factor
+                run.values[f"val_{metric}_best"] = float(np.nanmin(curve.value)) * factor
+    return limit
+
+
+def best_until(curve: Curve, seconds: float) -> float:
+    """Smallest value of `curve` up to `seconds`; NaN where it has none by then."""
+    reached = curve.value[curve.seconds <= seconds]
+    return float(np.nanmin(reached)) if len(reached) else float("nan")

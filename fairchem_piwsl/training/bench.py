@@ -1,0 +1,249 @@
+"""What a PIWSL step costs: against a plain step, an enlarged batch, and separate calls.
+
+All variants take turns in one process, so that a ratio compares steps made within the same second.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common.utils import load_config, setup_imports
+from torch import Tensor
+from torch_geometric.data import Batch
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.trainer import PIWSLForcesTrainer
+from fairchem_piwsl.training.stacking import stack
+
+
+class SeparateCallsTrainer(PIWSLForcesTrainer):
+    """The straightforward way: one call and one neighbour list for each configuration."""
+
+    def _predict(self, batch: Batch, positions: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [out for pos in positions for out in super(SeparateCallsTrainer, self)._predict(batch, [pos])]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of making a step."""
+
+    name: str
+    trainer: PIWSLForcesTrainer
+    batch: Batch
+
+    def step(self) -> None:
+        """Forward pass, loss, backward pass and optimizer step, as upstream's loop makes them."""
+        self.trainer.step += 1
+        self.trainer.model.train()
+        out = self.trainer._forward(self.batch)
+        self.trainer._backward(self.trainer._compute_loss(out, self.batch))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds of every step of a variant, and the peak of its tensors' memory in bytes."""
+
+    seconds: list[float]
+    peak_bytes: int
+
+
+def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: bool = False) -> dict[str, Any]:
+    """Measure a training step of `config` in all variants.
+
+    Args:
+        config: a fairchem config with `optim.piwsl` weights above zero.
+        rounds: steps of each variant that count.
+        warmup: steps of each variant before.
+        cpu: use the CPU although there is a GPU.
+
+    Returns:
+        `variants` (name -> median seconds, peak_bytes), `ratios` (name -> median, lower and upper quartile
+        over rounds), the medians of the three main ratios at the top level, and what was measured on.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        variants = _variants(config, Path(folder), cpu)
+        measured = _measure(list(variants.values()), rounds, warmup)
+    baseline = measured["baseline"]
+    pairs = {
+        "piwsl_over_baseline": ("piwsl", "baseline"),
+        "piwsl_over_enlarged_batch": ("piwsl", "enlarged batch"),
+        "three_calls_over_baseline": ("separate calls", "baseline"),
+    }
+    ratios = {
+        name: _spread([a / b for a, b in zip(measured[x].seconds, measured[y].seconds, strict=True)])
+        for name, (x, y) in pairs.items()
+    }
+    trainer = variants["piwsl"].trainer
+    return {
+        "device": _device_name(trainer.device),
+        "model": config["model"]["name"],
+        "structures": variants["baseline"].batch.num_graphs,
+        "atoms": variants["baseline"].batch.num_nodes,
+        "configurations": variants["enlarged batch"].batch.num_graphs
+        // variants["baseline"].batch.num_graphs,
+        "rounds": rounds,
+        "variants": {
+            name: {
+                "seconds": _spread(m.seconds),
+                "peak_bytes": m.peak_bytes,
+                "over_baseline": _spread([a / b for a, b in zip(m.seconds, baseline.seconds, strict=True)]),
+            }
+            for name, m in measured.items()
+        },
+        "ratios": ratios,
+        **{name: ratio["median"] for name, ratio in ratios.items()},
+    }
+
+
+def read_config(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """A config as fairchem's command line would build it, with `--a.b=c` overrides."""
+    from fairchem.core.common.utils import create_dict_from_args, merge_dicts
+
+    if not path.exists():
+        raise UserError(f"--config-yml {path} does not exist.")
+    config, _, conflicts = load_config(str(path))
+    if conflicts:
+        raise UserError(f"{path}: the keys {conflicts} are set in two included files; set them in one.")
+    return merge_dicts(config, create_dict_from_args(overrides))[0] if overrides else config
+
+
+def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, Variant]:
+    """All variants on the same structures; each has a model of its own with the same initial weights."""
+    setup_imports()
+    piwsl = _trainer(PIWSLForcesTrainer, config, folder, cpu)
+    if not piwsl.piwsl.weak:
+        raise UserError("optim.piwsl has no weight above zero, so there is nothing to compare; set c_pitc.")
+    batch = next(iter(piwsl.train_loader)).to(piwsl.device)
+    # the other trainers need no data set, and LMDB opens a file only once in a process
+    without_data = copy.deepcopy(dict(config))
+    without_data["dataset"] = {"train": {k: v for k, v in config["dataset"]["train"].items() if k != "src"}}
+    plain = copy.deepcopy(without_data)
+    plain["optim"].pop("piwsl")
+    separate = copy.deepcopy(without_data)
+    separate["optim"]["piwsl"]["share_graph"] = False
+    configurations = 1 + piwsl.piwsl.needs_c + piwsl.piwsl.needs_b
+    enlarged = stack(batch, [batch.pos] * configurations)
+    return {
+        "baseline": Variant("baseline", _trainer(PIWSLForcesTrainer, plain, folder, cpu), batch),
+        "piwsl": Variant("piwsl", piwsl, batch),
+        "separate calls": Variant(
+            "separate calls", _trainer(SeparateCallsTrainer, separate, folder, cpu), batch
+        ),
+        "enlarged batch": Variant(
+            "enlarged batch", _trainer(PIWSLForcesTrainer, plain, folder, cpu), enlarged
+        ),
+    }
+
+
+def _trainer(
+    kind: type[PIWSLForcesTrainer], config: Mapping[str, Any], folder: Path, cpu: bool
+) -> PIWSLForcesTrainer:
+    return kind(
+        task=config.get("task", {}),
+        model=config["model"],
+        outputs=config["outputs"],
+        dataset=copy.deepcopy(config["dataset"]),
+        optimizer=copy.deepcopy(config["optim"]),
+        loss_functions=config["loss_functions"],
+        evaluation_metrics=config.get("evaluation_metrics", {}),
+        identifier="bench",
+        local_rank=0,
+        run_dir=str(folder),
+        is_debug=True,
+        seed=0,
+        cpu=cpu,
+        name="ocp",
+    )
+
+
+def _measure(variants: list[Variant], rounds: int, warmup: int) -> dict[str, Measurement]:
+    from rich.progress import track
+
+    device = variants[0].trainer.device
+    for variant in variants:
+        for _ in range(warmup):
+            variant.step()
+    peaks = {variant.name: _peak_bytes(variant.step, device) for variant in variants}
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for _ in track(range(rounds), description="measuring"):
+        for variant in variants:
+            _wait(device)
+            start = time.perf_counter()
+            variant.step()
+            _wait(device)
+            seconds[variant.name].append(time.perf_counter() - start)
+    return {name: Measurement(values, peaks[name]) for name, values in seconds.items()}
+
+
+def _peak_bytes(step: Callable[[], None], device: torch.device) -> int:
+    """Largest memory of tensors that a step allocates, above what is held before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    lower, median, upper = statistics.quantiles(values, n=4)
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+
+
+def render(result: Mapping[str, Any]) -> Any:
+    """The measurement as a table."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{result['model']}: {result['structures']} structures, {result['atoms']} atoms, "
+        f"{result['configurations']} configurations; {result['device']}",
+        caption=f"medians over {result['rounds']} rounds, [quartiles]",
+    )
+    for heading in ("step", "ms", "over baseline", "peak memory, MB"):
+        table.add_column(heading, justify="left" if heading == "step" else "right")
+    for name, variant in result["variants"].items():
+        ms, over = variant["seconds"], variant["over_baseline"]
+        table.add_row(
+            name,
+            f"{1e3 * ms['median']:.1f}",
+            f"{over['median']:.2f} [{over['lower_quartile']:.2f}, {over['upper_quartile']:.2f}]",
+            f"{variant['peak_bytes'] / 1e6:.0f}",
+        )
+    main = result["ratios"]["piwsl_over_enlarged_batch"]
+    table.add_section()
+    table.add_row(
+        "piwsl over enlarged batch",
+        "",
+        f"{main['median']:.3f} [{main['lower_quartile']:.3f}, {main['upper_quartile']:.3f}]",
+        "",
+    )
+    return table

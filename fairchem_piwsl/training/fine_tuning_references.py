@@ -1,0 +1,80 @@
+"""Element references for fine-tuning: what the labels have and the given model lacks, fitted per element.
+
+    python -m fairchem_piwsl.training.fine_tuning_references CONFIG.yml element_references.npz
+
+A foundation model and new labels differ by the energies of isolated atoms at two levels of theory, hundreds of
+kcal/mol that training would otherwise have to unlearn first. CONFIG is the training config of the fine-tuning;
+its data set and model are read, and `optim.finetune_from` where the weights come from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import load_config, setup_imports
+from fairchem.core.datasets import data_list_collater
+from fairchem.core.datasets.base_dataset import create_dataset
+from torch import nn
+from torch_geometric.data import Data
+
+from fairchem_piwsl.datasets.element_references import composition, fit_references, write_references
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training.fine_tuning import start_from
+
+
+def references_of_difference(
+    model: nn.Module, structures: Iterable[Data], ev_per_output: float = 1.0
+) -> np.ndarray:
+    """Energy of each element [119] in eV that brings the model's energies closest to the labels.
+
+    Args:
+        model: returns `energy` [B] in units of `ev_per_output`, without references.
+        structures: records with `energy` in eV, NaN where there is no label.
+        ev_per_output: eV in one unit of the model's energy.
+    """
+    model.eval()
+    compositions, differences = [], []
+    for structure in structures:
+        batch = data_list_collater([structure], otf_graph=True)
+        with torch.no_grad():
+            predicted = float(model(batch)["energy"]) * ev_per_output
+        compositions.append(composition(structure.atomic_numbers.long().numpy()))
+        differences.append(float(structure.energy) - predicted)
+    return fit_references(np.array(compositions), np.array(differences))
+
+
+def from_config(config: Mapping[str, Any]) -> np.ndarray:
+    """`references_of_difference` for the model and the training set of a fairchem config."""
+    setup_imports()
+    block = dict(config["model"])
+    model = registry.get_model_class(block.pop("name"))(**block)
+    checkpoint = config["optim"].get("finetune_from")
+    if checkpoint:
+        start_from(model, checkpoint)
+    train = dict(config["dataset"]["train"])
+    if not Path(train["src"]).exists():
+        raise UserError(f"dataset.train.src: {train['src']} does not exist; make it with `piwsl prepare`.")
+    unit = (train.pop("transforms", None) or {}).get("normalizer", {}).get("energy", {}).get("stdev", 1.0)
+    data = create_dataset(train, "train")
+    return references_of_difference(model, (data[i] for i in range(len(data))), unit)
+
+
+def main(arguments: list[str]) -> None:
+    """Read the config, write the references."""
+    if len(arguments) != 2:
+        raise UserError("usage: CONFIG.yml element_references.npz")
+    config, _, _ = load_config(arguments[0])
+    write_references(Path(arguments[1]), from_config(config))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        raise SystemExit(f"references: {error}") from None

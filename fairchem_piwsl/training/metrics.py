@@ -1,0 +1,163 @@
+"""Error measures over a whole set: root mean squares, and labels that are partly missing.
+
+Upstream adds up `total` and `numel` of each metric over batches and ranks and divides at the end. Here a
+root mean square is carried as a mean square, the root being taken last, and a metric without a single label
+in the whole set is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fairchem.core.modules.evaluator import Evaluator
+from torch import Tensor
+
+from fairchem_piwsl.training.missing_labels import labelled_structures
+
+#: metrics whose `total` is a sum of squares
+ROOT_MEAN_SQUARES = ("energy_rmse", "energy_per_atom_rmse", "forces_rmse", "pitc_rmse")
+
+Metrics = dict[str, dict[str, Any]]
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is an error; agreement (`..._within_threshold`, `cosine_similarity`) is not."""
+    return not metric.endswith(("within_threshold", "cosine_similarity"))
+
+
+def add(metrics: Metrics, name: str, total: float, numel: int) -> None:
+    """Add one batch's sum to a metric; a batch without labels still makes the entry, on every rank."""
+    entry = metrics.setdefault(name, {"metric": math.nan, "total": 0.0, "numel": 0.0})
+    # tensors, since upstream divides them and 0 / 0 must not raise
+    entry["total"] = torch.as_tensor(entry["total"], dtype=torch.float64) + total
+    entry["numel"] = torch.as_tensor(entry["numel"], dtype=torch.float64) + numel
+    entry["metric"] = _value(name, entry)
+
+
+def add_squares(
+    metrics: Metrics,
+    name: str,
+    error: Tensor,
+    labelled: Tensor | None = None,
+    structure: Tensor | None = None,
+) -> None:
+    """Add the squares of `error` to a root mean square.
+
+    Args:
+        metrics: what the batch is added to.
+        name: of the metric.
+        error: one row for each structure [B] or atom [N, 3].
+        labelled: structures that count [B], on the CPU; all where None.
+        structure: structure of each row [N], where rows are atoms.
+    """
+    if labelled is not None and not labelled.all():
+        labelled = labelled.to(error.device)
+        error = error[labelled if structure is None else labelled[structure]]
+    add(metrics, name, error.double().square().sum().item(), error.numel())
+
+
+def finish(metrics: Metrics) -> Metrics:
+    """Plain floats of an aggregated set; metrics without labels are left out."""
+    done: Metrics = {}
+    for name, entry in metrics.items():
+        total, numel = float(entry["total"]), float(entry["numel"])
+        if numel > 0:
+            done[name] = {"total": total, "numel": numel}
+            done[name]["metric"] = _value(name, done[name])
+    return done
+
+
+def _value(name: str, entry: Mapping[str, Any]) -> float:
+    numel = float(entry["numel"])
+    mean = float(entry["total"]) / numel if numel else math.nan
+    return math.sqrt(mean) if name in ROOT_MEAN_SQUARES else mean
+
+
+class LabelledEvaluator:
+    """Upstream's evaluator over what is labelled, plus the root mean squares of energy and forces.
+
+    Args:
+        evaluator: upstream's.
+        levels: level of each output, `system` or `atom`.
+    """
+
+    def __init__(self, evaluator: Evaluator, levels: Mapping[str, str]) -> None:
+        self.evaluator = evaluator
+        self.levels = levels
+
+    def eval(
+        self, prediction: dict[str, Tensor], target: dict[str, Tensor], prev_metrics: Metrics | None = None
+    ) -> Metrics:
+        """Add one batch. Outputs in label units; rows of fixed atoms are already gone from both sides."""
+        metrics = {} if prev_metrics is None else prev_metrics
+        num_structures = len(target["natoms"])
+        structure = torch.repeat_interleave(
+            torch.arange(num_structures, device=target["natoms"].device), target["natoms"]
+        )
+        rows = {name: structure if level == "atom" else None for name, level in self.levels.items()}
+        labelled = {
+            name: labelled_structures(target[name], rows[name], num_structures) for name in self.levels
+        }
+
+        for name, functions in self.evaluator.target_metrics.items():
+            for function in functions:
+                if function == "rmse" and name in self.levels:
+                    continue  # upstream's `rmse` is a mean of norms; the root mean square takes its name
+                self._add_upstream(metrics, name, function, prediction, target, labelled, structure)
+        self._add_squares(metrics, prediction, target, labelled, structure)
+        return metrics
+
+    def _add_upstream(
+        self,
+        metrics: Metrics,
+        name: str,
+        function: str,
+        prediction: dict[str, Tensor],
+        target: dict[str, Tensor],
+        labelled: dict[str, Tensor],
+        structure: Tensor,
+    ) -> None:
+        """Upstream's metric function on the structures whose labels it needs."""
+        joint = name not in self.levels or function == "energy_forces_within_threshold"
+        keep = torch.stack([labelled[key] for key in (labelled if joint else [name])]).all(0)
+        single = Evaluator(eval_metrics={name: [function]})
+        if keep.any():
+            if not keep.all():
+                keep = keep.to(structure.device)
+                prediction = _select(prediction, keep, structure, self.levels)
+                target = _select(target, keep, structure, self.levels)
+            # upstream fills a new dict where the one it is given is empty
+            metrics.update(single.eval(prediction, target, metrics))
+        else:
+            full = function if name in function or name == "misc" else f"{name}_{function}"
+            add(metrics, full, 0.0, 0)
+
+    def _add_squares(
+        self,
+        metrics: Metrics,
+        prediction: dict[str, Tensor],
+        target: dict[str, Tensor],
+        labelled: dict[str, Tensor],
+        structure: Tensor,
+    ) -> None:
+        if "energy" in self.levels:
+            error = (prediction["energy"].double() - target["energy"].double()).reshape(len(target["natoms"]))
+            natoms = target["ptr"].diff() if "ptr" in target else target["natoms"]
+            add_squares(metrics, "energy_rmse", error, labelled["energy"])
+            add_squares(metrics, "energy_per_atom_rmse", error / natoms, labelled["energy"])
+        if "forces" in self.levels:
+            error = prediction["forces"].double() - target["forces"].double()
+            add_squares(metrics, "forces_rmse", error, labelled["forces"], structure)
+
+
+def _select(
+    values: dict[str, Tensor], keep: Tensor, structure: Tensor, levels: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The outputs and atom counts of some structures."""
+    picked = {
+        name: values[name][keep[structure] if level == "atom" else keep] for name, level in levels.items()
+    }
+    return {**picked, "natoms": values["natoms"][keep]}

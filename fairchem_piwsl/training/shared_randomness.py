@@ -1,0 +1,174 @@
+"""The same random numbers for all displaced copies of a structure.
+
+PITC compares energies of configurations that differ by hundredths of an Angstrom. Dropout, stochastic depth
+and random edge frames would add noise far above that difference if every copy drew its own; with shared
+numbers the residual of an undisplaced copy is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch_geometric.data import Batch
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.models.spinconv import SpinConv
+from fairchem_piwsl.upstream.edge_frames import EdgeFrames
+
+
+@contextmanager
+def shared_randomness(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Inside the block all copies of `batch`'s structures meet the same random numbers in `model`.
+
+    A call of `model` with k copies of `batch` stacked copy by copy draws for one copy and repeats the numbers;
+    every further call in the same block starts again from the same state of the generator. Models without
+    active random layers are not touched.
+    """
+    if not draws_random_numbers(model):
+        yield
+        return
+    if any(getattr(module, "activation_checkpoint", False) for module in model.modules()):
+        raise UserError(
+            "model.activation_checkpoint repeats the forward pass without the shared random numbers of the weak "
+            "losses: set it to False."
+        )
+    states: list[Tensor] = []
+    modes: list[_RepeatedDraws] = []
+
+    def enter(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        pos = args[0].pos
+        if states:
+            _set_state(pos.device, states[0])
+        else:
+            states.append(_get_state(pos.device))
+        modes.append(_RepeatedDraws(len(pos) // len(batch.pos)))
+        modes[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        if modes:
+            modes.pop().__exit__(None, None, None)
+
+    handles = [
+        model.register_forward_pre_hook(enter),
+        model.register_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def draws_random_numbers(model: nn.Module) -> bool:
+    """Whether a forward pass of `model` in its present mode (training or not) depends on random numbers."""
+    if model not in _CANDIDATES:
+        _CANDIDATES[model] = [module for module in model.modules() if _may_be_random(module)]
+    return any(_is_random(module) for module in _CANDIDATES[model])
+
+
+#: submodules that may draw random numbers in some mode; looking through all of a model takes long in every step
+_CANDIDATES: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
+
+
+def _may_be_random(module: nn.Module) -> bool:
+    return (
+        isinstance(module, (SpinConv, nn.modules.dropout._DropoutNd))
+        or hasattr(module, "_init_edge_rot_mat")
+        or hasattr(module, "drop_prob")
+    )
+
+
+def _is_random(module: nn.Module) -> bool:
+    frames = getattr(module, "_init_edge_rot_mat", None)
+    if frames is not None:  # eSCN, Equiformer v2: upstream draws edge frames in every mode
+        return module.training or not isinstance(frames, EdgeFrames)
+    if isinstance(module, SpinConv):
+        return module.regress_forces and module.force_estimator == "random"
+    rate = (
+        module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "drop_prob", 0.0)
+    )
+    return module.training and bool(rate)
+
+
+class _RepeatedDraws(TorchFunctionMode):
+    """Draw the leading dimension for one copy and repeat it for the others, where it holds whole copies."""
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        handler = _HANDLERS.get(func)
+        if handler is None:
+            return func(*args, **kwargs)
+        return handler(self, func, *args, **kwargs)
+
+    def _repeat(self, one: Tensor) -> Tensor:
+        return one.repeat(self.copies, *[1] * (one.dim() - 1))
+
+    def sized(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """torch.rand, torch.randn: shape as one sequence or as separate arguments."""
+        size = [int(n) for n in (args[0] if isinstance(args[0], tuple | list) else args)]
+        if not size or size[0] % self.copies:
+            return func(*args, **kwargs)
+        return self._repeat(func((size[0] // self.copies, *size[1:]), **kwargs))
+
+    def like(self, func: Callable[..., Tensor], example: Tensor, **kwargs: Any) -> Tensor:
+        """torch.rand_like, torch.randn_like."""
+        if not example.dim() or len(example) % self.copies:
+            return func(example, **kwargs)
+        return self._repeat(func(example[: len(example) // self.copies], **kwargs))
+
+    def bernoulli(self, func: Callable[..., Tensor], probability: Tensor, **kwargs: Any) -> Tensor:
+        """torch.bernoulli; the copies may have different probabilities."""
+        uniform = self.like(torch.rand_like, probability)
+        return (uniform < probability).to(probability.dtype)
+
+    def dropout(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> Tensor:
+        """torch.nn.functional.dropout."""
+        if not training or p == 0 or not input.dim() or len(input) % self.copies:
+            return func(input, p, training, inplace)
+        one = input.new_ones(len(input) // self.copies, *input.shape[1:])
+        return input * self._repeat(func(one, p, True))
+
+
+_HANDLERS: dict[Any, Callable[..., Tensor]] = {
+    torch.rand: _RepeatedDraws.sized,
+    torch.randn: _RepeatedDraws.sized,
+    torch.rand_like: _RepeatedDraws.like,
+    torch.randn_like: _RepeatedDraws.like,
+    torch.bernoulli: _RepeatedDraws.bernoulli,
+    F.dropout: _RepeatedDraws.dropout,
+}
+
+
+def _get_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

@@ -1,0 +1,158 @@
+"""From command line to job: names, arrays, ranks, signals; two ranks on this machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_cluster import make_config, write_config
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs.python_command import patient_python
+from fairchem_piwsl.jobs.runner import join_ranks, prepare
+from fairchem_piwsl.jobs.submission import build_configs, parser, submit
+
+MAIN = Path(__file__).parents[2] / "main.py"
+
+
+def configs_of(*flags: Any) -> tuple[Any, list[dict[str, Any]]]:
+    args, overrides = parser().parse_known_args([str(flag) for flag in ("--mode", "train", *flags)])
+    return args, build_configs(args, overrides)
+
+
+def test_configs_times_seeds_with_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yml").write_text(f"optim: {{lr_initial: 0.1, name: {name}}}\n")
+    files = [tmp_path / "a.yml", tmp_path / "b.yml"]
+    _, configs = configs_of(
+        "--config-yml", *files, "--seeds", 1, 2, "--identifier", "x", "--optim.lr_initial=0.5"
+    )
+    assert [(c["optim"]["name"], c["seed"]) for c in configs] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    assert [c["identifier"] for c in configs] == ["x-a-seed1", "x-a-seed2", "x-b-seed1", "x-b-seed2"]
+    assert len({c["timestamp_id"] for c in configs}) == 4
+    assert all(c["optim"]["lr_initial"] == 0.5 for c in configs)
+
+
+def test_one_config_is_left_to_upstream(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("optim: {}\n")
+    (config,) = configs_of("--config-yml", tmp_path / "a.yml")[1]
+    assert (config["identifier"], config["timestamp_id"], config["seed"]) == ("", None, 0)
+    (config,) = configs_of("--config-yml", tmp_path / "a.yml", "--timestamp-id", "mine", "--submit")[1]
+    assert config["timestamp_id"] == "mine"
+    with pytest.raises(UserError, match=r"gone\.yml does not exist"):
+        configs_of("--config-yml", tmp_path / "gone.yml")
+
+
+def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yml").write_text("optim: {}\n")
+    args, configs = configs_of("--config-yml", tmp_path / "a.yml", "--submit", "--logdir", tmp_path / "logs")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="sbatch"):
+        submit(args, configs)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_own_checkpoint_comes_before_a_given_one(tmp_path: Path) -> None:
+    config = {
+        "mode": "train",
+        "timestamp_id": "r",
+        "run_dir": str(tmp_path),
+        "checkpoint": "other.pt",
+        "world_size": 1,
+    }
+    assert prepare(config)["checkpoint"] == "other.pt"
+    own = tmp_path / "checkpoints" / "r" / "checkpoint.pt"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert prepare(config)["checkpoint"] == str(own)
+    assert config["checkpoint"] == "other.pt"
+
+
+def test_ranks_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho node3; echo node4\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    slurm = {
+        "STEP_ID": 0,
+        "NTASKS": 4,
+        "PROCID": 3,
+        "LOCALID": 1,
+        "JOB_ID": 41234,
+        "STEP_NODELIST": "node[3-4]",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+    assert join_ranks(1) == 4
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [os.environ[name] for name in names] == ["3", "1", "4", "node3", "21234"]
+
+
+def test_python_of_jobs_survives_an_early_signal() -> None:
+    code = "import os, signal, sys; os.kill(os.getpid(), signal.SIGUSR2); print(sys.argv[1])"
+    shell = f"{patient_python()} -c {shlex.quote(code)} alive"
+    assert subprocess.run(shell, shell=True, capture_output=True, text=True).stdout == "alive\n"
+
+
+def run_main(folder: Path, config: Path, run: str, ranks: int, **environment: str) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        MAIN,
+        "--mode",
+        "train",
+        "--config-yml",
+        config,
+        "--cpu",
+        "--num-gpus",
+        str(ranks),
+    ]
+    path = str(Path(__file__).parents[1])
+    return subprocess.Popen(
+        [*command, "--run-dir", folder, "--timestamp-id", run],
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / f"{run}.err").open("ab"),
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def test_two_ranks_train_like_one_and_stop_together(tmp_path: Path) -> None:
+    """Gradients of two ranks are those of one process; a signal to one rank stops both at the same step."""
+    config = make_config(tmp_path, max_epochs=3, optimizer="SGD", lr_initial=0.01, scheduler="Null")
+    config["trainer"] = "helpers_slow.SlowTrainer"
+    two = write_config(tmp_path, config)
+    config["optim"]["batch_size"] = 4
+    one = write_config(tmp_path, config, "one.yml")
+
+    interrupted = run_main(tmp_path, two, "interrupted", 2, PIWSL_TEST_HOLD="3")
+    others = [run_main(tmp_path, two, "two", 2), run_main(tmp_path, one, "one", 1)]
+    held, end = tmp_path / "results" / "interrupted" / "held-3", time.monotonic() + 600
+    while not held.exists():
+        assert time.monotonic() < end, (tmp_path / "interrupted.err").read_text()[-2000:]
+        assert interrupted.poll() is None, (tmp_path / "interrupted.err").read_text()[-2000:]
+        time.sleep(0.1)
+    time.sleep(0.3)  # the process that holds has written its number by now
+    os.kill(int((held.parent / "holder").read_text()), signal.SIGUSR2)
+    assert interrupted.wait() == 0
+    assert load(tmp_path, "interrupted")["step"] == 3
+    assert run_main(tmp_path, two, "interrupted", 2).wait() == 0
+    assert [process.wait() for process in others] == [0, 0]
+
+    states = {run: load(tmp_path, run)["state_dict"] for run in ("one", "two", "interrupted")}
+    assert load(tmp_path, "two")["step"] == 6
+    for name, value in states["two"].items():
+        assert torch.equal(value, states["interrupted"][name])
+        torch.testing.assert_close(value, states["one"][name], rtol=1e-4, atol=1e-6)
+
+
+def load(folder: Path, run: str) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / run / "checkpoint.pt", weights_only=False)

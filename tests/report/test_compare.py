@@ -1,0 +1,114 @@
+"""Method comparisons: training in processes of their own, errors, tables, going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import make_config
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.recipes.compare import Result, compare
+from fairchem_piwsl.recipes.compare_report import learning_curve, markdown_table, plot, rows, summary
+from fairchem_piwsl.training.checkpoints import read_checkpoint
+
+METHODS = {"baseline": ["--optim.piwsl.c_pitc=0.0"], "piwsl": []}
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny_data, tmp_path_factory) -> tuple[Path, list[Result]]:
+    """A comparison of two tiny runs, and its folder."""
+    folder = tmp_path_factory.mktemp("comparison")
+    config = make_config(tiny_data, folder, "painn", {"c_pitc": 1.0, "eps_max": 0.02}, eval_every=2)
+    del config["run_dir"]
+    (folder / "config.yml").write_text(yaml.safe_dump(config))
+    return folder, compare(folder / "config.yml", METHODS, [0], tiny_data / "test.lmdb", folder / "runs")
+
+
+def test_methods_differ_in_what_their_arguments_say(comparison):
+    _, (baseline, piwsl) = comparison
+    assert (baseline.method, piwsl.method) == ("baseline", "piwsl")
+    assert baseline.energy_rmse != piwsl.energy_rmse
+    for run in (baseline, piwsl):
+        assert run.train_seconds > 0
+        config = read_checkpoint(run.checkpoint)["config"]
+        assert config["optim"]["piwsl"]["c_pitc"] == (1.0 if run.method == "piwsl" else 0.0)
+
+
+def test_errors_are_those_of_the_checkpoint(comparison, tiny_data):
+    from fairchem_piwsl.analysis.potential import load_potential
+    from fairchem_piwsl.structures import read_labelled
+
+    run = comparison[1][0]
+    structures = read_labelled(tiny_data / "test.lmdb")
+    prediction = load_potential(run.checkpoint, cpu=True).predict([s.atoms for s in structures])
+    error = np.array([s.energy for s in structures]) - prediction.energy
+    assert run.energy_rmse == pytest.approx(np.sqrt(np.mean(error**2)) / 0.0433641, rel=1e-4)
+
+
+def test_finished_runs_are_not_repeated(comparison, tiny_data):
+    folder, results = comparison
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+    assert times
+    again = compare(folder / "config.yml", METHODS, [0], tiny_data / "test.lmdb", folder / "runs")
+    assert again == results
+    assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*.pt")}
+
+
+def test_interrupted_run_continues_to_the_same_end(comparison, tiny_data, tmp_path):
+    folder, (whole, _) = comparison
+    run_dir = tmp_path / "baseline" / "seed0"
+    command = [sys.executable, "-m", "fairchem_piwsl", "--mode", "train", "--cpu", "--seed", "0"]
+    command += [
+        "--config-yml",
+        str(folder / "config.yml"),
+        "--run-dir",
+        str(run_dir),
+        "--timestamp-id",
+        "run",
+    ]
+    half = [*METHODS["baseline"], "--optim.max_epochs=1", "--dataset.test=None"]
+    subprocess.run([*command, *half], check=True, capture_output=True)
+    method = {"baseline": METHODS["baseline"]}
+    (continued,) = compare(folder / "config.yml", method, [0], tiny_data / "test.lmdb", tmp_path)
+    assert "checkpoints/run/checkpoint.pt" in (run_dir / "train.log").read_text()
+    assert continued.energy_rmse == whole.energy_rmse
+    assert continued.forces_rmse == whole.forces_rmse
+
+
+def test_folder_of_another_run_is_refused(comparison, tiny_data):
+    folder, _ = comparison
+    changed = {"baseline": [*METHODS["baseline"], "--optim.lr_initial=0.1"]}
+    with pytest.raises(UserError, match=r"seed0 holds a run with other settings.*settings\.json"):
+        compare(folder / "config.yml", changed, [0], tiny_data / "test.lmdb", folder / "runs")
+
+
+def test_failed_training_names_its_log(comparison, tiny_data, tmp_path):
+    config = comparison[0] / "config.yml"
+    with pytest.raises(UserError, match=r"train\.log.*c_pitcc"):
+        compare(config, {"typo": ["--optim.piwsl.c_pitcc=1"]}, [0], tiny_data / "test.lmdb", tmp_path)
+
+
+def test_tables_and_picture(comparison, tiny_data, tmp_path):
+    results = comparison[1]
+    assert json.loads(json.dumps(summary(results)))["piwsl"]["energy_rmse"] == results[1].energy_rmse
+    steps, values = learning_curve(results[0], "energy_rmse")
+    assert steps == [2, 4, 6]
+    assert all(value > 0 for value in values)
+    path = plot(results, tiny_data / "test.lmdb", tmp_path / "picture.png", "title")
+    assert path.stat().st_size > 10_000
+
+
+def test_rows_are_means_spreads_and_changes():
+    def run(method: str, seed: int, energy: float) -> Result:
+        return Result(method, seed, energy, 2.0, 10.0, "")
+
+    results = [run("baseline", 0, 4.0), run("new", 0, 1.0), run("baseline", 1, 6.0), run("new", 1, 3.0)]
+    assert rows(results)[0] == ("baseline", "5.00 ± 1.41", "", "2.00 ± 0.00", "", "10 ± 0")
+    assert rows(results)[1] == ("new", "2.00 ± 1.41", "-60.0 %", "2.00 ± 0.00", "+0.0 %", "10 ± 0")
+    assert markdown_table(results).splitlines()[2].startswith("| baseline | 5.00 ± 1.41 |")

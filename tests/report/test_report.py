@@ -1,0 +1,330 @@
+"""Reports: finding runs, curves over steps and time, statistics, the paper's values, the page itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fairchem.core.common.utils import load_config
+from helpers_analysis import rattled, train, write_lmdb
+from scipy import stats
+from torch.utils.tensorboard import SummaryWriter
+from typer.testing import CliRunner
+
+from fairchem_piwsl.analysis.error_metrics import KCAL_PER_MOL
+from fairchem_piwsl.cli import app
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import write_json
+from fairchem_piwsl.report.page import mean_and_spread
+from fairchem_piwsl.report.printed_results import printed_for, printed_values
+from fairchem_piwsl.report.report import make_report
+from fairchem_piwsl.report.report_figures import survival
+from fairchem_piwsl.report.runs import (
+    Curve,
+    Run,
+    add_measurements,
+    find_runs,
+    method_label,
+    model_label,
+    read_curves,
+)
+from fairchem_piwsl.report.statistics import best_until, compare_methods, equal_time, families
+
+PIWSL = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.015}
+
+
+def fake_run(folder, name, seed, source, piwsl=None, errors=(0.5, 0.3, 0.2), seconds=10.0, epochs=10):
+    """A run's files without its training: a checkpoint's config and a TensorBoard curve."""
+    checkpoints = folder / name / "checkpoints" / name
+    checkpoints.mkdir(parents=True)
+    config = {
+        "model": {"name": "painn", "direct_forces": True},
+        "dataset": {"src": str(source)},
+        "optim": {"max_epochs": epochs, **({"piwsl": piwsl} if piwsl else {})},
+        "loss_functions": [{"energy": {"fn": "mae"}}, {"forces": {"fn": "l2mae"}}],
+        "outputs": {"energy": {}, "forces": {}},
+        "cmd": {"seed": seed, "identifier": name},
+    }
+    torch.save({"config": config, "state_dict": {}, "normalizers": {}}, checkpoints / "best_checkpoint.pt")
+    start = 1_700_000_000.0
+    with SummaryWriter(str(folder / name / "logs" / "tensorboard" / name)) as writer:
+        for number, error in enumerate(errors):
+            at = start + seconds * number
+            writer.add_scalar("val/forces_mae", error, 10 * number, walltime=at)
+            writer.add_scalar("val/energy_mae", 2 * error, 10 * number, walltime=at)
+    return checkpoints / "best_checkpoint.pt"
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_lmdb(tmp_path / "data" / "rmd17_aspirin_100" / "train.lmdb", rattled(["H2O"], 100))
+
+
+@pytest.fixture
+def folder(tmp_path, source):
+    """Three seeds of a baseline and of PIWSL, the latter slower and better."""
+    for seed in range(3):
+        shift = 0.02 * seed
+        fake_run(tmp_path / "runs", f"base{seed}", seed, source, errors=(0.5, 0.3 + shift, 0.2 + shift))
+        errors = (0.5, 0.2 + shift, 0.1 + shift * 0.9)
+        fake_run(tmp_path / "runs", f"piwsl{seed}", seed, source, PIWSL, errors, seconds=20.0)
+    return tmp_path / "runs"
+
+
+def test_runs_are_found_and_named_by_their_settings(folder):
+    runs = find_runs([folder])
+    assert len(runs) == 6
+    assert {run.method for run in runs} == {"baseline", "PITC 1.2, PISC 0.01, eps 0.015"}
+    assert {run.dataset for run in runs} == {"rmd17_aspirin_100"}
+    assert {run.n_train for run in runs} == {100}
+    assert sorted(run.seed for run in runs) == [0, 0, 1, 1, 2, 2]
+    (methods,) = families(runs).values()
+    assert next(iter(methods)) == "baseline"
+
+
+def test_training_set_is_found_from_folders_above_the_run(tmp_path, source, monkeypatch):
+    fake_run(tmp_path / "runs", "base", 0, source.relative_to(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (run,) = find_runs([tmp_path / "runs"])
+    assert run.n_train == 100
+
+
+def test_runs_of_one_method_with_other_settings_are_kept_apart(folder, source):
+    fake_run(folder, "longer", 7, source, epochs=22)
+    methods = {run.method for run in find_runs([folder]) if "PITC" not in run.method}
+    assert methods == {"baseline (max_epochs 10)", "baseline (max_epochs 22)"}
+
+
+def test_curves_of_a_continued_run_leave_the_pause_out(tmp_path):
+    for number, start in enumerate((1_700_000_000.0, 1_700_090_000.0)):
+        with SummaryWriter(str(tmp_path), filename_suffix=f".{number}") as writer:
+            for k in range(4):
+                step = 10 * (3 * number + k)
+                writer.add_scalar("val/forces_mae", step, step, walltime=start + 5.0 * k)
+        time.sleep(1.1)  # TensorBoard orders its files by the second they were made in
+    curve = read_curves(tmp_path)["val/forces_mae"]
+    assert curve.step.tolist() == [0, 10, 20, 30, 40, 50, 60]
+    assert curve.seconds.tolist() == [0, 5, 10, 15, 20, 25, 30]
+    assert curve.value == pytest.approx(curve.step)
+
+
+def test_statistics_equal_those_by_hand(folder):
+    runs = find_runs([folder])
+    for run in runs:
+        run.values["forces_rmse"] = run.curves["val/forces_mae"].value[-1]
+    (methods,) = families(runs).values()
+    baseline, piwsl = compare_methods(methods, ["forces_rmse"])
+    before, after = np.array([0.2, 0.22, 0.24]), np.array([0.1, 0.118, 0.136])
+    assert baseline.mean == pytest.approx(before.mean())
+    assert baseline.change is None
+    assert piwsl.std == pytest.approx(after.std(ddof=1))
+    assert piwsl.change == pytest.approx(after.mean() / before.mean() - 1)
+    assert piwsl.p == pytest.approx(stats.ttest_rel(after, before).pvalue, rel=1e-4)
+    assert piwsl.pairs == 3
+
+
+def test_equal_time_compares_what_all_have_reached(folder):
+    runs = find_runs([folder])
+    assert equal_time(runs) == 20.0  # baselines end there, PIWSL is at its second point
+    result = make_report([folder], units="eV", out=folder.parent / "report")
+    (section,) = result["sections"]
+    means = {(e["quantity"], e["method"]): e["mean"] for e in section["entries"]}
+    quantity = "val_forces_mae_equal_time"
+    assert means[quantity, "baseline"] == pytest.approx(0.22)
+    assert means[quantity, "PITC 1.2, PISC 0.01, eps 0.015"] == pytest.approx(0.22)
+    assert means["wall_time", "baseline"] == pytest.approx(1 / 3)
+    curve = Curve(np.array([1, 2, 3]), np.array([0.0, 10.0, 20.0]), np.array([3.0, 1.0, 2.0]))
+    assert best_until(curve, 25) == 1.0
+    assert best_until(curve, 5) == 3.0
+    assert np.isnan(best_until(curve, -1))
+
+
+def test_papers_values_match_data_set_size_model_and_method(folder):
+    baseline, piwsl = sorted(
+        (run for run in find_runs([folder]) if run.seed == 0), key=lambda run: run.method, reverse=True
+    )
+    rows = [v for v in printed_values() if (v.dataset, v.n_train, v.model) == ("rmd17_aspirin", 100, "painn")]
+    for run, variant in ((baseline, "baseline"), (piwsl, "piwsl")):
+        expected = next(v for v in rows if v.variant == variant and v.quantity == "forces_rmse")
+        assert printed_for(run, "forces_rmse") == expected
+    assert printed_for(baseline, "time_to_failure") is None
+    assert printed_for(baseline, "forces_rmse", "tio2").dataset == "tio2"
+    baseline.n_train = 123
+    assert printed_for(baseline, "forces_rmse") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset", "table", "variant"),
+    [
+        ("tables/3_no_force_labels/painn_gradient_piwsl", None, "3", "piwsl"),
+        ("tables/3_no_force_labels/painn_direct_baseline", None, "3", "baseline"),
+        ("tables/4_ablation/painn_pisc", None, "4", "pisc"),
+        ("tables/6_adversarial/painn_adversarial", None, "6", "adversarial"),
+        ("tables/A10_pisc_cases/painn_pisc_case2", "ani1x_other_sample", "A10", "pisc_case2"),
+        ("tables/A12_point_losses/painn_pitc_mae", "ani1x_other_sample", "A12", "pitc_mae"),
+        ("tables/A13_eps_max/painn_pitc_eps0.05", "ani1x_other_sample", "A13", "pitc_eps0.05"),
+        ("tables/A14_fraction/painn_pitc_fraction50", "ani1x_other_sample", "A14", "pitc_fraction50"),
+        ("tables/A16_gradient_forces/painn_gradient_weak_label", None, "A16", "weak_label"),
+        ("cells/ani1x_1000/painn_piwsl", None, "1", "piwsl"),
+    ],
+)
+def test_papers_values_of_its_special_tables(config, dataset, table, variant):
+    content = load_config(f"{Path(__file__).parents[2]}/configs/s2ef/{config}.yml")[0]
+    content["dataset"] = content["dataset"]["train"]
+    run = Run(
+        folder=Path(),
+        checkpoint=Path(),
+        config=content,
+        dataset="",
+        n_train=1000,
+        model=model_label(content["model"]),
+        method=method_label(content),
+        seed=0,
+    )
+    found = printed_for(run, "forces_rmse", dataset)
+    assert (found.table, found.variant) == (table, variant)
+
+
+def test_measurements_are_found_and_converted(folder, tmp_path):
+    run = next(run for run in find_runs([folder]) if run.seed == 1 and run.method == "baseline")
+    checkpoint = str(run.checkpoint)
+    estimate = {"value": 2.0, "low": 1.0, "high": 3.0}
+    write_json(
+        folder / "evaluate.json",
+        {
+            "command": "evaluate",
+            "units": {"forces_rmse": "eV/Angstrom", "energy_per_atom_rmse": "meV/atom", "forces_cosine": ""},
+            "models": [
+                {
+                    "checkpoint": checkpoint,
+                    "metrics": dict.fromkeys(
+                        ("forces_rmse", "energy_per_atom_rmse", "forces_cosine"), estimate
+                    ),
+                }
+            ],
+        },
+    )
+    for ensemble, failure, drifts in (("nve", 12.5, [4.0, -6.0]), ("nvt", 20.0, [None, None])):
+        write_json(
+            folder / ensemble / "md.json",
+            {
+                "command": "md",
+                "checkpoint": checkpoint,
+                "settings": {"ensemble": ensemble, "temperature": 300.0},
+                "length": 25.0,
+                "runs": [{"drift": drift, "time": 25.0, "failed": False} for drift in drifts],
+                "summary": {"time_to_failure_mean": failure, "failed": 2, "runs": 5},
+                "distances": {"mae": 0.1 if ensemble == "nvt" else None},
+            },
+        )
+    write_json(folder / "other.json", [1, 2, 3])
+    add_measurements([run], [folder], "kcal/mol")
+    assert run.values["forces_rmse"] == pytest.approx(2 / KCAL_PER_MOL)
+    assert run.values["energy_per_atom_rmse"] == pytest.approx(0.002 / KCAL_PER_MOL)
+    assert run.values["forces_cosine"] == 2.0
+    assert run.values["time_to_failure@NVE, 300 K, 25 ps"] == 12.5
+    assert run.values["time_to_failure@NVT, 300 K, 25 ps"] == 20.0
+    assert run.values["failed_runs@NVE, 300 K, 25 ps"] == 0.4
+    assert run.values["energy_drift@NVE, 300 K, 25 ps"] == 5.0
+    assert not [
+        key
+        for key in run.values
+        if key in ("distances_mae@NVE, 300 K, 25 ps", "energy_drift@NVT, 300 K, 25 ps")
+    ]
+    # Conditions get rows of their own, with the quantity's title and judgement.
+    make_report([folder], out=tmp_path / "out")
+    (picture,) = (tmp_path / "out").glob("survival_*.png")
+    assert picture.stat().st_size > 10_000
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}  # |difference| makes no cells
+    assert "time to failure, NVE, 300 K, 25 ps (ps)" in markdown
+    assert "time to failure, NVT, 300 K, 25 ps (ps)" in markdown
+
+
+def test_survival_counts_unfinished_starts_as_far_as_they_went():
+    time, share = survival([(1.0, True), (2.0, False), (3.0, True), (4.0, False), (4.0, False)])
+    assert time.tolist() == [0, 1, 2, 3, 4]
+    assert share == pytest.approx([1, 0.8, 0.8, 0.8 * 2 / 3, 0.8 * 2 / 3])
+
+
+def test_results_of_moved_folders_go_to_the_run_with_the_longest_common_path(tmp_path, source):
+    stamp = "2026-11-20-09-44-32"
+    for method, piwsl in (("weak", PIWSL), ("base", None)):
+        path = fake_run(tmp_path / "made", stamp, 0, source, piwsl)
+        target = tmp_path / "runs" / method / "seed0"
+        target.parent.mkdir(parents=True)
+        path.parents[2].replace(target)
+    checkpoint = f"elsewhere/runs/base/seed0/checkpoints/{stamp}/best_checkpoint.pt"
+    result = {"checkpoint": checkpoint, "energy_rmse": 3.0, "forces_rmse": 4.0}
+    write_json(tmp_path / "runs" / "base" / "result.json", result)
+    runs = {run.method: run for run in find_runs([tmp_path / "runs"])}
+    add_measurements(list(runs.values()), [tmp_path / "runs"], "kcal/mol")
+    assert runs["baseline"].values["energy_rmse"] == pytest.approx(3.0)
+    assert len(runs) == 2
+    assert not [
+        key for method in runs if method != "baseline" for key in runs[method].values if key == "energy_rmse"
+    ]
+
+
+def test_page_is_self_contained_and_markdown_has_every_row(folder, tmp_path):
+    make_report([folder], out=tmp_path / "out", title="A <title>")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r"""(src|href)=['"]?(http|/|\.)""", page)
+    assert "A &lt;title&gt;" in page
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| ") and "quantity" not in line]
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(rows) == len(stored["sections"][0]["entries"])
+    assert all(line.count("|") == 8 for line in rows)
+
+
+def test_mean_and_spread_have_fitting_digits():
+    assert mean_and_spread(12.3456, 0.421) == "12.35 ± 0.42"
+    assert mean_and_spread(1234.5, 56.0) == "1234 ± 56"
+    assert mean_and_spread(0.00123, float("nan")) == "0.00123"
+
+
+def test_command_evaluates_each_run_once(tmp_path):
+    data = write_lmdb(tmp_path / "tiny" / "train.lmdb", rattled(["H2O"], 8))
+    test = write_lmdb(tmp_path / "test.lmdb", rattled(["H2O"], 6, seed=1))
+    for seed in range(2):
+        train("schnet", data, tmp_path / "runs" / f"run{seed}", seed=seed, identifier=f"base-{seed}")
+    arguments = [
+        "report",
+        str(tmp_path / "runs"),
+        "--data",
+        str(test),
+        "--cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    first = CliRunner().invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    assert first.stderr.count("evaluating") == 2
+    again = CliRunner().invoke(app, [*arguments, "--json"])
+    assert "evaluating" not in again.stderr
+    entries = {entry["quantity"]: entry for entry in json.loads(again.stdout)["sections"][0]["entries"]}
+    assert len(entries["forces_rmse"]["values"]) == 2
+    assert len(set(entries["forces_rmse"]["values"])) == 2
+    assert entries["steps"]["mean"] == 4
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        find_runs([tmp_path / "absent"])
+    with pytest.raises(UserError, match="no checkpoint below"):
+        find_runs([tmp_path])
+    with pytest.raises(UserError, match="--paper-dataset moon"):
+        make_report([tmp_path], paper_dataset="moon", out=tmp_path / "out")
+    (tmp_path / "best_checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match="truncated or no torch checkpoint"):
+        find_runs([tmp_path])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,147 @@
+"""Recipes: the paper's tables as lists of configs, their small scale, and one carried out from end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fairchem_piwsl.config import load_base
+from fairchem_piwsl.datasets.element_references import N_ELEMENTS, write_references
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.recipes.recipe import find_configs, read_recipe
+from fairchem_piwsl.recipes.run import options, relative_lengths, use_data, write_trainings
+from fairchem_piwsl.recipes.scale import data_folder, innermost_model, shrink, with_data
+from fairchem_piwsl.report.printed_results import printed_values
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs" / "s2ef"
+RECIPES = {path.stem: path for path in sorted((ROOT / "scripts" / "paper").glob("*.yml"))}
+SMALL = yaml.safe_load((ROOT / "scripts" / "paper" / "small" / "scale.yml").read_text())
+
+
+def small_data(tiny_data: Path, folder: Path) -> Path:
+    """A folder as `piwsl prepare` leaves it, of links to the tiny data."""
+    for split in ("train", "val", "test"):
+        (folder / split).mkdir(parents=True)
+        (folder / split / "data.lmdb").symlink_to(tiny_data / f"{split}.lmdb")
+    return folder
+
+
+def test_every_table_of_results_has_a_recipe():
+    assert {f"table_{item.table}" for item in printed_values()} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_find_their_configs_and_shrink_them(name, tiny_data, tmp_path):
+    recipe = read_recipe(RECIPES[name])
+    paper = find_configs(CONFIGS, recipe.configs)
+    if recipe.smoke.instead:
+        return
+    data = small_data(tiny_data, tmp_path / "data")
+    paths = find_configs(CONFIGS, recipe.smoke.configs or recipe.configs)
+    if recipe.smoke.configs and name != "table_A11":  # which adds the second order to the small scale
+        assert paths.keys() <= paper.keys()
+    for config in use_data({key: load_base(path) for key, path in paths.items()}, {}, lambda: data).values():
+        config = shrink(config, SMALL, 60)
+        assert config["optim"]["T_max"] == 60
+        assert data_folder(config) == data
+        assert config["dataset"]["val"]["src"].startswith(str(data))
+
+
+def test_small_scale_keeps_losses_and_weak_terms(tiny_data, tmp_path):
+    data = small_data(tiny_data, tmp_path / "data")
+    path = CONFIGS / "tables" / "3_no_force_labels" / "painn_gradient_piwsl.yml"
+    config = use_data({"x": load_base(path)}, {}, lambda: data)["x"]
+    small = shrink(config, SMALL, 100)
+    assert small["loss_functions"] == config["loss_functions"]
+    late = {"start_step": 0, "ramp_steps": 0}
+    assert small["optim"]["piwsl"] == config["optim"]["piwsl"] | late
+    config["optim"]["piwsl"] |= {"start_step": 500, "ramp_steps": 10}
+    assert shrink(config, SMALL, 600)["optim"]["piwsl"] == config["optim"]["piwsl"] | {"start_step": 100}
+    assert small["optim"]["clip_grad_norm"] == config["optim"]["clip_grad_norm"]
+    assert "patience" not in small["optim"]  # of the scheduler that was replaced
+    assert small["model"]["name"] == config["model"]["name"]
+    assert innermost_model(small["model"])["hidden_channels"] == 64
+    assert innermost_model(config["model"])["hidden_channels"] == 512
+
+
+def test_longer_runs_stay_longer():
+    def lengths(recipe: str) -> dict[str, float]:
+        paths = find_configs(CONFIGS, read_recipe(RECIPES[recipe]).configs)
+        return relative_lengths({name: load_base(path) for name, path in paths.items()})
+
+    assert lengths("table_A15")["ani1x_1000/painn_baseline"] == 1
+    assert lengths("table_A15")["A15_80000_steps/painn_baseline"] == 2
+    assert set(lengths("table_2").values()) == {
+        1
+    }  # SchNet has other epochs there, and so a length of its own
+
+
+def test_only_paths_below_the_folder_move():
+    config = {"a": ["data/x/train", {"b": "data/xy/train"}], "c": 1, "d": "data/x"}
+    assert with_data(config, "data/x", "/new") == {
+        "a": ["/new/train", {"b": "data/xy/train"}],
+        "c": 1,
+        "d": "data/x",
+    }
+
+
+def test_options():
+    settings = {"group_by": "none", "bond": [0, 5], "steps": 20}
+    assert options(settings) == ["--group-by", "none", "--bond", "0", "5", "--steps", "20"]
+
+
+def test_mistakes_are_sentences(tiny_data, tmp_path):
+    config = load_base(CONFIGS / "cells" / "tio2_100" / "painn_piwsl.yml")
+    with pytest.raises(UserError, match=r"data/tio2_100 is missing.*piwsl prepare"):
+        use_data({"x": config}, {}, None)
+    with pytest.raises(UserError, match=r"--data lmnto_100=.*uses tio2_100"):
+        use_data({"x": config}, {"lmnto_100": "f"}, lambda: small_data(tiny_data, tmp_path / "data"))
+    with pytest.raises(UserError, match="matches no run of this recipe"):
+        find_configs(CONFIGS, ("cells/tio2_100/painn_*.yml",), only="schnet")
+    with pytest.raises(UserError, match="matches no config"):
+        find_configs(CONFIGS, ("cells/nothing/*.yml",))
+    (tmp_path / "bad.yml").write_text("title: t\nconfigs: [x]\nstep: 3\n")
+    with pytest.raises(UserError, match="'step' is not known"):
+        read_recipe(tmp_path / "bad.yml")
+
+
+def test_other_settings_do_not_mix_into_a_folder(tmp_path):
+    config = load_base(CONFIGS / "cells" / "tio2_100" / "painn_piwsl.yml")
+    first = write_trainings({"x/y": config}, [0, 1], tmp_path)
+    assert [training.run_dir.name for training in first] == ["seed0", "seed1"]
+    assert write_trainings({"x/y": config}, [0], tmp_path)[0] == first[0]
+    config["optim"]["batch_size"] = 5
+    with pytest.raises(UserError, match=r"y\.yml holds other settings"):
+        write_trainings({"x/y": config}, [0], tmp_path)
+
+
+def test_a_recipe_from_end_to_end(tiny_data, tmp_path):
+    """Two short trainings; the second call only writes the report again."""
+    data = small_data(tiny_data, tmp_path / "data")
+    write_references(data / "element_references.npz", np.zeros(N_ELEMENTS))
+    command = [sys.executable, str(ROOT / "scripts" / "paper.py"), "table_A18"]
+    command += ["--data", f"ani1x_1000={data}", "--steps", "4"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    out = tmp_path / "runs" / "paper" / "table_A18_smoke"
+    report = json.loads((out / "report" / "report.json").read_text())
+    (section,) = report["sections"]
+    found = {(entry["quantity"], entry["method"]) for entry in section["entries"]}
+    methods = {method for _, method in found}
+    assert len(methods) == 2
+    assert {(quantity, method) for quantity in ("forces_rmse", "force_curl") for method in methods} <= found
+
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".pt", ".log")}
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    other = subprocess.run([*command[:-1], "5"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert other.returncode == 2
+    assert "other settings" in other.stderr

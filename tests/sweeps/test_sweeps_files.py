@@ -1,0 +1,173 @@
+"""Sweep files, search spaces and base configs: what they mean, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from helpers_cluster import make_config
+from helpers_sweep import BASE, sweep_content, write_sweep
+from optuna.trial import FixedTrial
+
+from fairchem_piwsl.config import dotted_keys, get_value, load_base, with_values
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
+from fairchem_piwsl.sweeps.space import parse_space, suggest
+from fairchem_piwsl.sweeps.spec import Objective, Sweep, load_sweep, parse_sweep
+from fairchem_piwsl.sweeps.study import base_values
+
+FLOAT = {"type": "float", "low": 0.0, "high": 1.0}
+
+
+def parse(**changes: Any) -> Sweep:
+    return parse_sweep(sweep_content(**changes), BASE)
+
+
+def test_includes_are_merged_like_upstream_does(tmp_path: Path) -> None:
+    from fairchem.core.common.utils import load_config
+
+    (tmp_path / "low.yml").write_text("optim: {lr_initial: 1, batch_size: 2}\nmodel: {name: a}\n")
+    (tmp_path / "top.yml").write_text("includes: [low.yml]\noptim: {lr_initial: 3}\n")
+    merged = load_base(tmp_path / "top.yml")
+    assert merged == {"optim": {"lr_initial": 3, "batch_size": 2}, "model": {"name": "a"}}
+    assert merged == load_config(tmp_path / "top.yml")[0]
+
+
+def test_dotted_keys_reach_blocks_and_lists() -> None:
+    config = {"a": {"b": 1}, "c": [{"d": {"e": 2}}]}
+    assert set(dotted_keys(config)) == {"a", "a.b", "c", "c.0", "c.0.d", "c.0.d.e"}
+    changed = with_values(config, {"c.0.d.e": 5, "a.x.y": 6})
+    assert changed == {"a": {"b": 1, "x": {"y": 6}}, "c": [{"d": {"e": 5}}]}
+    assert config["c"][0]["d"]["e"] == 2
+    assert get_value(config, "c.0.d.e") == 2
+    assert get_value(config, "c.1", "none") == "none"
+
+
+def test_space_kinds_and_conditions() -> None:
+    space = parse_space(
+        {
+            "lr": {"type": "float", "low": "1e-4", "high": 0.1, "log": True},
+            "n": {"type": "int", "low": 1, "high": 9, "step": 2},
+            "kind": {"type": "categorical", "choices": ["a", "b"]},
+            "only_b": {**FLOAT, "when": {"kind": "b"}},
+            "below_b": {**FLOAT, "when": {"only_b": [0.5]}},
+        }
+    )
+    inactive = suggest(FixedTrial({"lr": 1e-3, "n": 3, "kind": "a"}), space)
+    assert inactive == {"lr": 1e-3, "n": 3, "kind": "a"}
+    values = {"lr": 1e-3, "n": 3, "kind": "b", "only_b": 0.5, "below_b": 0.1}
+    assert suggest(FixedTrial(values), space) == values
+
+
+def test_base_values_as_far_as_the_space_holds_them() -> None:
+    space = {
+        "optim.lr_initial": FLOAT,
+        "optim.batch_size": {"type": "int", "low": 1, "high": 9, "step": 2},  # holds odd numbers, base has 4
+        "optim.optimizer": {"type": "categorical", "choices": ["AdamW", "SGD"]},
+        "optim.piwsl.eps_max": {"type": "float", "low": 0.001, "high": 1.0, "log": True},  # a default
+    }
+    values = base_values(parse(space=space))
+    assert values == {"optim.lr_initial": 0.1, "optim.optimizer": "AdamW", "optim.piwsl.eps_max": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"low": 0, "high": 1}, "type must be one of"),
+        ({**FLOAT, "low": 2}, r"low \(2.0\) must be below high"),
+        ({**FLOAT, "log": True}, "log needs a low above 0"),
+        ({**FLOAT, "stop": 3}, "'stop' is not an option"),
+        ({**FLOAT, "high": "much"}, "high must be a number"),
+        ({"type": "int", "low": 1, "high": 2.5}, "whole number"),
+        ({"type": "categorical", "choices": []}, "must be a list"),
+        ({"type": "categorical", "choices": [1, 1]}, "twice"),
+        ({**FLOAT, "when": {"optim.optimizer": "AdamW"}}, "must stand above it"),
+    ],
+)
+def test_mistakes_in_the_space(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_space({"optim.lr_initial": entry})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trails": 3}, "did you mean 'trials'"),
+        ({"set": {"optim.lr_inital": 1}}, "did you mean 'optim.lr_initial'"),
+        ({"objective": {"metric": "error", "sum": {"error": 1}}}, "exactly one"),
+        ({"objective": {"pareto": ["a", "b"]}, "pruner": "median"}, "cannot be pruned"),
+        ({"trials": 0}, "trials must be above 0"),
+        ({"heartbeat": {"interval": 5, "grace": 6}}, "at least three times"),
+        ({"budget": {"days": 2}}, "'days' is not a key"),
+        ({"cpu": "no"}, "cpu must be true or false"),
+    ],
+)
+def test_mistakes_in_the_sweep_file(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(**changes)
+
+
+def test_unknown_key_in_the_space_of_a_training(tmp_path: Path) -> None:
+    base = make_config(tmp_path)
+    content = sweep_content(objective="forces_mae")
+    content.pop("function")
+    assert parse_sweep(
+        {**content, "space": {"optim.piwsl.c_pitc": FLOAT}}, base
+    ).space  # a default, not in base
+    with pytest.raises(UserError, match=r"optim.lr_intial.*did you mean 'optim.lr_initial'"):
+        parse_sweep({**content, "space": {"optim.lr_intial": FLOAT}}, base)
+    with pytest.raises(UserError, match="reports no 'force_mae'; did you mean 'forces_mae'"):
+        parse_sweep({**content, "objective": "force_mae"}, base)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.yml does not exist"):
+        load_sweep(tmp_path / "nothing.yml")
+    path = write_sweep(tmp_path, sweep_content(base="gone.yml"))
+    with pytest.raises(UserError, match=r"gone\.yml does not exist"):
+        load_sweep(path)
+
+
+def test_objective_of_a_history() -> None:
+    history = [{"e": 3.0, "f": 1.0}, {"e": 1.0, "f": 1.5}, {"e": 2.0, "f": 1.0}]
+    assert Objective(("e",)).final(history) == [1.0]
+    assert Objective(("e",), take="last").final(history) == [2.0]
+    assert Objective(("e",), maximize=True).final(history) == [3.0]
+    assert Objective(("e", "f"), (1.0, 10.0)).final(history) == [12.0]
+    assert Objective(("e", "f"), (1.0, 1.0), pareto=True).final(history) == [1.0, 1.5]
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "gp", "nsga2"])
+def test_every_sampler_proposes(name: str) -> None:
+    sweep = parse(sampler=name)
+    study = optuna.create_study(sampler=make_sampler(sweep))
+    for value in (1.0, 2.0):
+        study.tell(study.ask({p.key: p.distribution for p in sweep.space}), value)
+    assert len(study.trials) == 2
+
+
+def test_sampler_and_pruner_options() -> None:
+    assert make_pruner(parse(pruner={"name": "median", "n_startup_trials": 3}))._n_startup_trials == 3
+    with pytest.raises(UserError, match="has no option 'warmup'"):
+        make_pruner(parse(pruner={"name": "median", "warmup": 3}))
+    with pytest.raises(UserError, match="sampler 'best' is not known"):
+        make_sampler(parse(sampler="best"))
+    with pytest.raises(UserError, match="'grid' needs categorical"):
+        make_sampler(parse(sampler="grid"))
+
+
+def shipped() -> list[Path]:
+    return sorted((Path(__file__).parents[2] / "configs" / "sweeps").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.name)
+def test_shipped_sweeps_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parents[2])
+    sweep = load_sweep(path)
+    make_sampler(sweep)
+    make_pruner(sweep)
+    assert "PIWSLForcesTrainer" in sweep.base["trainer"]
+    assert yaml.safe_load(path.read_text())["study"] == sweep.study

@@ -1,0 +1,87 @@
+"""The benchmark: that its variants are what they claim, and its command writes what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import make_config
+from typer.testing import CliRunner
+
+from fairchem_piwsl.cli import app
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training.bench import _variants, bench
+
+BOTH = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.02}
+
+
+def _config(tiny_data: Path, tmp_path: Path, piwsl: dict) -> dict:
+    config = make_config(tiny_data, tmp_path, "painn", piwsl)
+    # a file of its own, since LMDB opens a file only once in a process
+    source = Path(config["dataset"]["train"]["src"])
+    copy = tmp_path / source.name
+    copy.write_bytes(source.read_bytes())
+    config["dataset"] = {"train": {**config["dataset"]["train"], "src": str(copy)}}
+    return config
+
+
+@pytest.mark.parametrize(("piwsl", "configurations"), [(BOTH, 3), ({"c_pitc": 1.0}, 2)])
+def test_variants_make_the_steps_they_are_named_after(tiny_data, tmp_path, piwsl, configurations):
+    variants = _variants(_config(tiny_data, tmp_path, piwsl), tmp_path, cpu=True)
+    sizes: dict[str, list[int]] = {name: [] for name in variants}
+    for name, variant in variants.items():
+        variant.trainer.model.register_forward_pre_hook(
+            lambda _, args, name=name: sizes[name].append(args[0].num_graphs)
+        )
+        variant.step()
+    assert sizes["baseline"] == [4]
+    assert sizes["piwsl"] == [4 * configurations] == sizes["enlarged batch"]
+    assert sizes["separate calls"] == [4] * configurations
+    # one call or several, the same step
+    pairs = zip(
+        variants["piwsl"].trainer.model.parameters(),
+        variants["separate calls"].trainer.model.parameters(),
+        strict=True,
+    )
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_ratios_are_of_steps_in_the_same_round(tiny_data, tmp_path):
+    result = bench(_config(tiny_data, tmp_path, BOTH), rounds=3, warmup=1, cpu=True)
+    assert result["configurations"] == 3
+    assert result["structures"] == 4
+    for name in ("piwsl_over_baseline", "piwsl_over_enlarged_batch", "three_calls_over_baseline"):
+        ratio = result["ratios"][name]
+        assert result[name] == ratio["median"]
+        assert 0 < ratio["lower_quartile"] <= ratio["median"] <= ratio["upper_quartile"]
+    peaks = {name: variant["peak_bytes"] for name, variant in result["variants"].items()}
+    assert peaks["enlarged batch"] > 2 * peaks["baseline"] > 0
+
+
+def test_command_writes_json(tiny_data, tmp_path):
+    path = tmp_path / "bench.yml"
+    path.write_text(yaml.safe_dump(_config(tiny_data, tmp_path, BOTH)))
+    arguments = [
+        "bench",
+        "--config-yml",
+        str(path),
+        "--cpu",
+        "--rounds",
+        "2",
+        "--json",
+        str(tmp_path / "b.json"),
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--optim.batch_size=2"])
+    assert result.exit_code == 0, result.output
+    assert "enlarged batch" in result.output
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert written["structures"] == 2  # the override reached the config
+    assert written["piwsl_over_baseline"] > 0
+
+
+def test_nothing_to_compare_is_a_user_error(tiny_data, tmp_path):
+    with pytest.raises(UserError, match="c_pitc"):
+        bench(_config(tiny_data, tmp_path, {}), cpu=True)

@@ -1,0 +1,66 @@
+"""Learning-rate schedules in epochs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from conftest import make_config, make_trainer
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training.schedules import with_schedule
+
+COSINE = {"lambda_type": "cosine", "warmup_epochs": 0.5, "warmup_factor": 0.2, "lr_min_factor": 0.01}
+
+
+def cosine(steps_per_epoch: int, **changes):
+    optim = {"scheduler": "LambdaLR", "max_epochs": 4, "scheduler_params": COSINE | changes}
+    return with_schedule(optim, steps_per_epoch)["lr_lambda"]
+
+
+def test_cosine_warms_up_and_ends_at_its_minimum():
+    factor = cosine(10)
+    assert factor(0) == pytest.approx(0.2)
+    assert factor(5) == pytest.approx(1.0)
+    assert factor(20) == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi / 2)) / 2)
+    assert factor(40) == factor(50) == pytest.approx(0.01)
+
+
+def test_a_warm_up_shorter_than_a_step_is_one_step():
+    factor = cosine(7, warmup_epochs=0.01)
+    assert factor(0) == pytest.approx(0.2)
+    assert factor(1) == pytest.approx(1.0)
+
+
+def test_other_schedules_are_left_alone():
+    optim = {"scheduler": "ReduceLROnPlateau", "scheduler_params": COSINE}
+    assert with_schedule(optim, 10) == optim
+
+
+@pytest.mark.parametrize(
+    ("params", "key"),
+    [
+        (None, "lambda_type"),
+        ({"lambda_type": "cosine", "warmup_factor": 0.2, "lr_min_factor": 0}, "warmup_epochs"),
+    ],
+)
+def test_an_incomplete_schedule_names_the_key(params, key):
+    with pytest.raises(UserError, match=key):
+        with_schedule({"scheduler": "LambdaLR", "max_epochs": 1, "scheduler_params": params}, 10)
+
+
+def test_trainer_follows_the_cosine(tiny_data: Path, tmp_path: Path):
+    schedule = {"scheduler": "LambdaLR", "scheduler_params": {**COSINE, "warmup_epochs": 1}}
+    trainer = make_trainer(make_config(tiny_data, tmp_path, **schedule, eval_every=3))
+    rates = []
+    step = trainer.scheduler.step
+    trainer.scheduler.step = lambda *a, **k: (rates.append(trainer.scheduler.get_lr()), step(*a, **k))
+    trainer.train()
+    expected = [
+        # 3 steps warm up, 6 in all
+        0.2, 0.2 * 2 / 3 + 1 / 3, 0.2 / 3 + 2 / 3, 1.0,
+        *(0.01 + 0.99 / 2 * (1 + math.cos(math.pi * step / 6)) for step in (4, 5)),
+    ]  # fmt: skip
+    assert rates == pytest.approx([1e-3 * factor for factor in expected])
+    assert "lr_lambda" not in trainer.config["optim"]

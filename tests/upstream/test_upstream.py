@@ -1,0 +1,178 @@
+"""Work-arounds for fairchem-core: orders of import, missing and broken packages, files, sweeps."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fairchem_piwsl
+from fairchem_piwsl import upstream
+from fairchem_piwsl.errors import UserError
+
+# A None in sys.modules makes an import fail as if the package were not installed.
+HIDE = "import sys; sys.modules['torch_scatter'] = sys.modules['torch_sparse'] = None\n"
+MODELS = ["painn", "schnet", "escn", "equiformer_v2", "esen_backbone", "gemnet_oc", "dimenetplusplus"]
+
+
+def python(code: str, *arguments: str, folder: Path | None = None) -> str:
+    """Run code in a fresh interpreter, where the package and, first of all, `folder` can be imported."""
+    root = str(Path(fairchem_piwsl.__file__).parents[1])
+    code = f"import sys; sys.path[:0] = {[str(folder), root] if folder else [root]}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_import_is_light() -> None:
+    loaded = python("import fairchem_piwsl; print(*sys.modules)").split()
+    assert not {"torch", "fairchem", "numpy", "torch_geometric"} & set(loaded)
+
+
+@pytest.mark.parametrize("before", ["", "import torch_geometric"])
+def test_all_models_are_registered_without_compiled_packages(before: str) -> None:
+    python(f"""{HIDE}
+{before}
+import fairchem_piwsl
+from fairchem.core.common.relaxation.ase_utils import OCPCalculator
+from fairchem.core.common.utils import setup_imports
+setup_imports()  # in one go
+from fairchem.core.common.registry import registry
+for name in {MODELS}:
+    assert registry.get_model_class(name)
+
+import torch, torch_scatter, torch_geometric.typing, importlib.util
+from torch_geometric.utils import scatter
+assert not torch_geometric.typing.WITH_TORCH_SCATTER and not torch_geometric.typing.WITH_TORCH_SPARSE
+assert scatter(torch.ones(3), torch.tensor([0, 0, 1]), reduce="max").tolist() == [1, 1]
+assert importlib.util.find_spec("torch_scatter").origin == "fairchem_piwsl"
+""")
+
+
+def test_installed_package_is_used() -> None:
+    if importlib.util.find_spec("torch_scatter").origin == "fairchem_piwsl":
+        pytest.skip("torch-scatter is not installed")
+    python("""
+import fairchem_piwsl
+import fairchem.core
+import torch_scatter, torch_geometric.typing
+assert torch_scatter.scatter_softmax and torch_geometric.typing.WITH_TORCH_SCATTER
+assert fairchem.core.common.utils.scatter is torch_scatter.scatter
+""")
+
+
+def test_plugin_after_fairchem() -> None:
+    if importlib.util.find_spec("torch_scatter").origin == "fairchem_piwsl":
+        pytest.skip("torch-scatter is not installed")
+    python("""
+import fairchem.core
+import fairchem_piwsl
+assert fairchem.core.common.utils.collections.MutableMapping
+""")
+
+
+def test_package_that_cannot_be_loaded_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "torch_scatter.py").write_text("raise OSError('undefined symbol')\n")
+    message = python(
+        """
+import warnings
+import fairchem_piwsl
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import fairchem.core
+print(*(str(w.message) for w in caught), sep="\\n")
+import torch_scatter
+assert torch_scatter.__spec__.origin == "fairchem_piwsl"
+""",
+        folder=tmp_path,
+    )
+    assert (
+        "torch_scatter cannot be loaded and is replaced; reinstall or remove it: undefined symbol" in message
+    )
+
+
+def test_sparse_tensor_stand_in_says_what_to_do() -> None:
+    assert not isinstance(torch.ones(1), upstream.SparseTensor)
+    for use in (
+        lambda: upstream.SparseTensor(row=torch.zeros(1), col=torch.zeros(1)),
+        lambda: upstream.SparseTensor.from_dense(torch.ones(1)),
+    ):
+        with pytest.raises(UserError, match=r"GemNet and DimeNet\+\+ need torch_sparse.*pip install"):
+            use()
+
+
+def test_dimenet_without_torch_sparse_says_what_to_do() -> None:
+    if importlib.util.find_spec("torch_sparse").origin != "fairchem_piwsl":
+        pytest.skip("torch-sparse is installed")
+    from fairchem.core.models.dimenet_plus_plus import DimeNetPlusPlus
+
+    edges = torch.tensor([[0, 1], [1, 0]])
+    with pytest.raises(UserError, match="need torch_sparse"):
+        DimeNetPlusPlus.triplets(None, edges, cell_offsets=torch.zeros(2, 3), num_nodes=2)
+
+
+def test_stand_in_gives_the_energies_of_the_compiled_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PaiNN uses all of it: `scatter`, `segment_coo` and `segment_csr`."""
+    import torch_scatter
+
+    if not hasattr(torch_scatter, "__version__"):
+        pytest.skip("torch-scatter is not installed")
+    from ase.build import molecule
+    from fairchem.core.datasets import data_list_collater
+    from fairchem.core.models.painn import painn
+    from fairchem.core.preprocessing import AtomsToGraphs
+
+    from fairchem_piwsl.upstream import torch_scatter as own
+
+    structures = [molecule(name, cell=[20.0] * 3, pbc=True) for name in ("CH3CH2OH", "H2O")]
+    convert = AtomsToGraphs(r_energy=False, r_forces=False, r_edges=False, r_pbc=True)
+    batch = data_list_collater([convert.convert(atoms) for atoms in structures], otf_graph=True)
+    torch.manual_seed(0)
+    model = painn.PaiNN(hidden_channels=16, num_layers=2, num_rbf=8, cutoff=5.0, direct_forces=False)
+    expected = model(batch.clone())
+    for function in (own.scatter, own.segment_coo):
+        monkeypatch.setattr(painn, function.__name__, function)
+    monkeypatch.setattr(sys.modules["fairchem.core.models.painn.utils"], "segment_csr", own.segment_csr)
+    result = model(batch.clone())
+    assert expected["forces"].abs().max() > 0
+    for key in ("energy", "forces"):
+        torch.testing.assert_close(result[key], expected[key], rtol=1e-6, atol=1e-6)
+
+
+def test_sph_harm_has_the_old_argument_order() -> None:
+    from scipy.special import sph_harm
+
+    azimuth, polar = 0.3, 1.1
+    value = sph_harm(1, 2, azimuth, polar)
+    angular = -math.sqrt(15 / (8 * math.pi)) * math.sin(polar) * math.cos(polar)
+    assert value == pytest.approx(angular * complex(math.cos(azimuth), math.sin(azimuth)))
+
+
+def test_files_of_normalizers_and_references_can_be_read_back(tmp_path: Path) -> None:
+    from fairchem.core.common.utils import save_checkpoint
+    from fairchem.core.modules.normalization._load_utils import _load_check_duplicates
+    from fairchem.core.modules.normalization.element_references import LinearReferences
+    from fairchem.core.modules.normalization.normalizer import Normalizer
+
+    modules = {
+        "energy": LinearReferences(torch.arange(5.0)),
+        "forces": Normalizer(mean=torch.tensor(0.0), rmsd=torch.tensor(2.5)),
+    }
+    path = save_checkpoint(modules, str(tmp_path), "modules.pt")
+    loaded = _load_check_duplicates({"file": path}, "normalizers")
+    assert loaded["forces"].rmsd == 2.5
+    assert torch.equal(loaded["energy"].element_references, torch.arange(5.0))
+
+
+def test_sweep_file_makes_configs(tmp_path: Path) -> None:
+    from fairchem.core.common.utils import create_grid
+
+    sweep = tmp_path / "sweep.yml"
+    sweep.write_text("optim:\n  lr_initial: [0.1, 0.2]\n")
+    configs = create_grid({"identifier": "a", "optim": {"lr_initial": 1.0}}, str(sweep))
+    assert [config["optim"]["lr_initial"] for config in configs] == [0.1, 0.2]
