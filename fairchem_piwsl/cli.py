@@ -17,6 +17,9 @@ from fairchem_piwsl.datasets import prepare_command as datasets
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.sweep_commands import sweep_app
 
+#: a mistake in the options; typer brings a click of its own, whose names it does not export
+_UsageError = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     name="piwsl",
     help="Train interatomic potentials when labels are scarce.",
@@ -66,12 +69,25 @@ def _bench(
 
 
 def main() -> None:
-    """Run `piwsl`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Run `piwsl`; a `UserError` or a mistake in the options becomes one line on stderr and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except UserError as error:
         print(f"piwsl: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been asked for by saying nothing
+            error.show()
+            raise SystemExit(2) from None
+        command = error.ctx.command_path if error.ctx else "piwsl"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        print(f"piwsl: {message}; `{command} --help` lists what there is.", file=sys.stderr)
+        raise SystemExit(2) from None
+    except typer.Abort:
+        print("piwsl: interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ _cli.Runner = Runner
 def main() -> None:
     """Run fairchem's CLI; a `UserError` becomes one line on stderr and exit code 2."""
     setup_logging()
-    args, overrides = parser().parse_known_args()
     try:
+        args, overrides = parser().parse_known_args()
         if args.num_gpus < 1:
             raise UserError("--num-gpus is the number of ranks on a node and must be at least 1.")
         check_checkpoint(args.mode, args.checkpoint)

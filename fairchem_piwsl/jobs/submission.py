@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import submitit
 from fairchem.core.common.flags import flags
@@ -27,12 +27,17 @@ MAX_TIMEOUTS = 1000
 def parser() -> argparse.ArgumentParser:
     """fairchem's flags; --config-yml takes several files, and --seeds several seeds."""
     parser = copy.deepcopy(flags.get_parser())
+    parser.error = _refuse  # type: ignore[method-assign]
     for action in parser._actions:
         if action.dest == "config_yml":
             action.nargs = "+"
             action.help = "Path(s) to config files listing data, model, optim parameters."
     parser.add_argument("--seeds", type=int, nargs="+", help="One run for each of these seeds")
     return parser
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; `python main.py --help` lists what there is.")
 
 
 def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
