@@ -26,7 +26,7 @@ class Printed:
 
 def printed_values() -> list[Printed]:
     """All values of the paper's tables, in the order of the file."""
-    file = resources.files("fairchem_piwsl.analysis").joinpath("reference_results.csv")
+    file = resources.files("fairchem_piwsl.report").joinpath("reference_results.csv")
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
     return [
         Printed(

@@ -204,7 +204,7 @@ def candidates(table: str, dataset: str, count: str, name: str) -> list[str]:
 
 
 def test_every_result_of_the_paper_has_a_config():
-    reference = ROOT / "fairchem_piwsl" / "analysis" / "reference_results.csv"
+    reference = ROOT / "fairchem_piwsl" / "report" / "reference_results.csv"
     results = {
         (row["table"], row["dataset"], row["n_train"], f"{row['model']}_{row['variant']}")
         for row in csv.DictReader(reference.open())
