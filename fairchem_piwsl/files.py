@@ -1,16 +1,54 @@
-"""Results on disk: strict JSON, written whole or not at all, never over an earlier result."""
+"""Files that appear whole or not at all, strict JSON, and folders for results."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from fairchem_piwsl.errors import UserError
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file to write, "wb" or "w", that takes the place of `path` when the block ends well.
+
+    Readers see the old file or the complete new one, also after a crash of the machine. The folder is made; the
+    new file gets the permissions that the umask gives. Whatever ends the block early leaves `path` as it was.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; its `filename` is `path`.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open(mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException as error:
+        with suppress(OSError):  # where its folder is a file, or not to be written
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(unfinished)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write `text` as UTF-8, whole or not at all."""
+    with whole_file(path, "w") as file:
+        file.write(text)
+    return Path(path)
 
 
 def plain(value: Any) -> Any:
@@ -30,25 +68,25 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any) -> Path:
-    """Write `value` as JSON; an earlier file with other contents stays as `<name>.1`, `.2`, ..."""
-    text = json.dumps(plain(value), indent=2) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    keep(path, unless=text)
-    unfinished.replace(path)
-    return path
+def as_json(value: Any) -> str:
+    """`value` as the text of a JSON file."""
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
 
 
-def keep(path: Path, unless: str | None = None) -> None:
-    """Move `path`, where it exists, to the first free `<name>.N`, unless its text is `unless`."""
-    if not path.exists() or (unless is not None and path.read_text(encoding="utf-8") == unless):
-        return
-    number = 1
-    while path.with_name(f"{path.name}.{number}").exists():
-        number += 1
-    path.rename(path.with_name(f"{path.name}.{number}"))
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write `value` as strict JSON, whole or not at all, over what was there."""
+    return write_text(path, as_json(value))
+
+
+def write_result(path: Path, value: Any) -> Path:
+    """Write a result as JSON; an earlier file with other contents stays as `<name>.1`, `.2`, ..."""
+    text = as_json(value)
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        number = 1
+        while path.with_name(f"{path.name}.{number}").exists():
+            number += 1
+        path.rename(path.with_name(f"{path.name}.{number}"))
+    return write_text(path, text)
 
 
 def read_json(path: Path) -> Any:
@@ -62,3 +100,13 @@ def read_json(path: Path) -> Any:
 def file_name(label: str) -> str:
     """`label` as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", label).strip("_") or "model"
+
+
+def check_output_folder(folder: str | os.PathLike[str], option: str = "--out") -> None:
+    """Refuse a folder for results that cannot be made or written, before any work; nothing is made here."""
+    folder = Path(folder)
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UserError(f"{option} {folder}: {nearest} is no folder; give another one.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder}: {nearest} cannot be written; give another folder.")

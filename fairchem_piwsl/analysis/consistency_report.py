@@ -11,7 +11,7 @@ from fairchem_piwsl.analysis import consistency as measures
 from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.potential import Potential, load_potential
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import file_name, write_json
+from fairchem_piwsl.files import file_name, write_result
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.structures import read_labelled
 
@@ -115,7 +115,7 @@ def check_consistency(
     }
     if out is not None:
         name = file_name(potential.name)
-        write_json(out / f"consistency_{name}.json", result)
+        write_result(out / f"consistency_{name}.json", result)
         plot_consistency(result, out / f"consistency_{name}.png")
     return result
 

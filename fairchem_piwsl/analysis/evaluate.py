@@ -12,7 +12,7 @@ import numpy as np
 from fairchem_piwsl.analysis.error_metrics import METRICS, UNITS, Estimate, error_table, in_units, unit_of
 from fairchem_piwsl.analysis.potential import Potential, Prediction, load_potentials
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import file_name, write_json
+from fairchem_piwsl.files import file_name, write_result
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.structures import Labelled, read_labelled
 from fairchem_piwsl.units import ENERGY_UNITS
@@ -66,7 +66,7 @@ def evaluate(
         "warning": unit_warning(structures, predictions, data),
     }
     if out is not None:
-        write_json(out / "evaluate.json", result)
+        write_result(out / "evaluate.json", result)
         for potential, prediction in zip(potentials, predictions, strict=True):
             path = out / f"parity_{file_name(potential.name)}.png"
             plot_parity(structures, prediction, units, potential.name, path)

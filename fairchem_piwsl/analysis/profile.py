@@ -15,7 +15,7 @@ from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.potential import Prediction, load_potentials
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import write_json
+from fairchem_piwsl.files import write_result
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.structures import as_molecule, is_isolated, read_structure
 
@@ -89,7 +89,7 @@ def bond_profile(
         "curves": described,
     }
     if out is not None:
-        write_json(out / "profile.json", result)
+        write_result(out / "profile.json", result)
         plot_profile(result, out / "profile.png")
     return result
 

@@ -17,7 +17,7 @@ from fairchem_piwsl.dynamics import stability
 from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settings
 from fairchem_piwsl.dynamics.simulation import MDSettings, criterion_for, simulate
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import file_name, write_json
+from fairchem_piwsl.files import file_name, write_result
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.structures import as_molecule, is_isolated, read_labelled, read_structure
 
@@ -92,7 +92,7 @@ def run_md(
     folders = [folder / f"seed_{run['seed']}" for run in runs]
     distances = _distances(folders, runs, reference)
     result["distances"] = distances
-    write_json(folder / "md.json", result)
+    write_result(folder / "md.json", result)
     plot_md(result, folders, len(atoms), folder / "md.png")
     return result
 

@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.io.trajectory import Trajectory
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import whole_file, write_text
 
 COLUMNS = ("step", "time_ps", "potential", "kinetic", "total", "temperature", "departure")
 
@@ -55,15 +56,14 @@ class RunFolder:
                 writer.writerow(COLUMNS)
             writer.writerow([repr(row[column]) for column in COLUMNS])
         progress.frames += 1
-        unfinished = self.path / ".state.part.npz"
-        np.savez(
-            unfinished,
-            positions=atoms.get_positions(),
-            momenta=atoms.get_momenta(),
-            random=json.dumps(random.bit_generator.state),
-            progress=json.dumps(asdict(progress)),
-        )
-        unfinished.replace(self.state)
+        with whole_file(self.state) as file:
+            np.savez(
+                file,
+                positions=atoms.get_positions(),
+                momenta=atoms.get_momenta(),
+                random=json.dumps(random.bit_generator.state),
+                progress=json.dumps(asdict(progress)),
+            )
 
     def restore(self, atoms: Atoms, random: np.random.Generator) -> Progress:
         """Put `atoms` and `random` back to the last state, and cut files to it; an empty folder starts at 0."""
@@ -113,9 +113,7 @@ class RunFolder:
                     trajectory.write(atoms)
             unfinished.replace(self.trajectory)
         if len(lines) > frames + 1:
-            part = self.path / ".log.part"
-            part.write_text("".join(lines[: frames + 1]), encoding="utf-8")
-            part.replace(self.log)
+            write_text(self.log, "".join(lines[: frames + 1]))
 
 
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -133,7 +131,4 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
                 "choose another --out."
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / ".settings.part"
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, text + "\n")

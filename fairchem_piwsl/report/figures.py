@@ -11,6 +11,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from fairchem_piwsl.files import whole_file
+
 # Okabe and Ito's palette, dark colours first; black is kept for references.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
 REFERENCE = "#000000"
@@ -58,9 +60,7 @@ def log_scale(axis: Any) -> None:
 
 
 def save(fig: Figure, path: Path) -> Path:
-    """Write a PNG next to its final name, then rename, so that a stopped run leaves no half picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.part.png")
-    fig.savefig(unfinished, format="png")
-    unfinished.replace(path)
+    """Write a PNG, whole or not at all."""
+    with whole_file(path) as file:
+        fig.savefig(file, format="png")
     return path

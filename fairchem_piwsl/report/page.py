@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairchem_piwsl.files import write_text
 from fairchem_piwsl.report.statistics import Entry
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section], names: Names
             parts.append(f"<p><img alt='{html.escape(figure.stem)}' src='data:image/png;base64,{data}'></p>")
         parts.append(_html_runs(section, names))
     parts.append("</body></html>\n")
-    _write(path, "\n".join(parts))
+    write_text(path, "\n".join(parts))
 
 
 def write_markdown(path: Path, title: str, sections: Sequence[Section], names: Names) -> None:
@@ -66,7 +67,7 @@ def write_markdown(path: Path, title: str, sections: Sequence[Section], names: N
         for _, _, cells in _rows(section, names):
             lines.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
         lines.append("")
-    _write(path, "\n".join(lines))
+    write_text(path, "\n".join(lines))
 
 
 def _rows(section: Section, names: Names) -> Iterator[tuple[Entry, bool, list[str]]]:
@@ -132,10 +133,3 @@ def _html_runs(section: Section, names: Names) -> str:
         cells = [str(run.checkpoint.parent), run.method, str(run.seed), *values]
         rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
     return f"<details><summary>{len(section.runs)} runs</summary><table>{''.join(rows)}</table></details>"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import file_name, plain, write_json
+from fairchem_piwsl.files import file_name, plain, write_result
 from fairchem_piwsl.report import page, printed_results, report_figures
 from fairchem_piwsl.report.runs import Run, add_measurements, find_runs
 from fairchem_piwsl.report.statistics import Entry, add_timed_errors, compare_methods, families
@@ -103,7 +103,7 @@ def make_report(
         kept = [figure for figure in figures if figure is not None]
         sections.append(Section(heading, entries, printed, limit, kept, members))
     result = _as_dict(sections, units, names)
-    write_json(out / "report.json", result)
+    write_result(out / "report.json", result)
     page.write_page(out / "report.html", title, sections, names)
     page.write_markdown(out / "report.md", title, sections, names)
     return result
@@ -139,7 +139,7 @@ def _evaluate(
         path = folder / f"{file_digest(run.checkpoint)}_{file_name(Path(data).stem)}_{stamp}.json"
         if not path.exists():
             tell(f"evaluating {number} of {len(runs)}: {run.checkpoint}")
-            write_json(path, evaluate([run.checkpoint], data, group_by="none", **load_options))
+            write_result(path, evaluate([run.checkpoint], data, group_by="none", **load_options))
 
 
 def _printed(
