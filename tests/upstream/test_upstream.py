@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import fairchem_piwsl
-from fairchem_piwsl import upstream
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.upstream import stand_ins
 
 # A None in sys.modules makes an import fail as if the package were not installed.
 HIDE = "import sys; sys.modules['torch_scatter'] = sys.modules['torch_sparse'] = None\n"
@@ -76,6 +76,51 @@ assert fairchem.core.common.utils.collections.MutableMapping
 """)
 
 
+@pytest.mark.parametrize("name", ["spinconv", "mace", "gradient_forces"])
+def test_short_names_of_models_are_known(name: str) -> None:
+    python(f"""
+import fairchem_piwsl
+from fairchem.core.common.registry import registry
+model = registry.get_model_class("{name}")
+assert model.__module__ == "fairchem_piwsl.models.{name}"
+""")
+
+
+def test_short_name_of_the_trainer_is_known() -> None:
+    python("""
+import fairchem_piwsl
+from fairchem.core.common.registry import registry
+assert registry.get_trainer_class("piwsl_forces").__name__ == "PIWSLForcesTrainer"
+""")
+
+
+def test_fairchem_2_is_left_alone(tmp_path: Path) -> None:
+    """Version 2 lacks the names that are changed in 1.10; a process that uses it must not notice the plugin."""
+    for name, text in {
+        "fairchem/core/__init__.py": "",
+        "fairchem_core-2.24.0.dist-info/METADATA": "Name: fairchem-core\nVersion: 2.24.0\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    message = python(
+        """
+finders = list(sys.meta_path)
+import fairchem_piwsl
+assert sys.meta_path == finders
+import fairchem.core
+assert not {"torch", "torch_scatter", "torch_sparse"} & set(sys.modules)
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.upstream import require_version_1
+try:
+    require_version_1("piwsl bench")
+except UserError as error:
+    print(error)
+""",
+        folder=tmp_path,
+    )
+    assert "piwsl bench needs fairchem-core 1.10.0, and 2.24.0 is installed here" in message
+
+
 def test_package_that_cannot_be_loaded_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "torch_scatter.py").write_text("raise OSError('undefined symbol')\n")
     message = python(
@@ -97,10 +142,10 @@ assert torch_scatter.__spec__.origin == "fairchem_piwsl"
 
 
 def test_sparse_tensor_stand_in_says_what_to_do() -> None:
-    assert not isinstance(torch.ones(1), upstream.SparseTensor)
+    assert not isinstance(torch.ones(1), stand_ins.SparseTensor)
     for use in (
-        lambda: upstream.SparseTensor(row=torch.zeros(1), col=torch.zeros(1)),
-        lambda: upstream.SparseTensor.from_dense(torch.ones(1)),
+        lambda: stand_ins.SparseTensor(row=torch.zeros(1), col=torch.zeros(1)),
+        lambda: stand_ins.SparseTensor.from_dense(torch.ones(1)),
     ):
         with pytest.raises(UserError, match=r"GemNet and DimeNet\+\+ need torch_sparse.*pip install"):
             use()
