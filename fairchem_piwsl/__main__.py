@@ -1,6 +1,6 @@
-"""`python -m fairchem_piwsl --mode train ...`: what `main.py` does, from any folder."""
+"""`python -m fairchem_piwsl` is `piwsl`."""
 
-from fairchem_piwsl.jobs.launch import main
+from fairchem_piwsl.cli import main
 
 if __name__ == "__main__":
     main()

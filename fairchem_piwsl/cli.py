@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.sweep_commands import sweep_app
 
 #: a mistake in the options; typer brings a click of its own, whose names it does not export
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="piwsl",
@@ -37,11 +37,22 @@ def _root() -> None:
 analysis.register(app)
 datasets.register(app)
 app.add_typer(sweep_app)
+mace_app = typer.Typer(no_args_is_help=True, help="Files of MACE's own programs.")
+app.add_typer(mace_app, name="mace")
 
 
-@app.command(
-    "bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, no_args_is_help=True
-)
+AnyArguments = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command("fairchem", context_settings={**AnyArguments, "help_option_names": []})
+def _fairchem(context: typer.Context) -> None:
+    """fairchem's command line with the plugin loaded: what `python main.py` does, from any folder."""
+    from fairchem_piwsl.jobs import launch
+
+    launch.main(context.args, program="piwsl fairchem")
+
+
+@app.command("bench", context_settings=AnyArguments, no_args_is_help=True)
 def _bench(
     context: typer.Context,
     config_yml: Annotated[Path, typer.Option(help="fairchem config with optim.piwsl")],
@@ -55,17 +66,52 @@ def _bench(
 
     Further arguments are fairchem's overrides, e.g. --optim.batch_size=16.
     """
-    import json
-
     from rich.console import Console
 
+    from fairchem_piwsl.files import write_json
     from fairchem_piwsl.training import bench
 
     result = bench.bench(bench.read_config(config_yml, context.args), rounds=rounds, cpu=cpu)
     Console().print(bench.render(result))
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(json_file, result)
+
+
+@app.command("references", no_args_is_help=True)
+def _references(
+    config_yml: Annotated[Path, typer.Argument(help="Config of the fine-tuning.")],
+    out: Annotated[Path, typer.Argument(help="File to write, e.g. element_references.npz.")],
+) -> None:
+    """Element references for fine-tuning: what the labels have and the given model lacks."""
+    from fairchem.core.common.utils import load_config
+
+    from fairchem_piwsl.datasets.element_references import write_references
+    from fairchem_piwsl.training.fine_tuning_references import from_config
+
+    write_references(out, from_config(load_config(config_yml)[0]))
+
+
+@mace_app.command("references", no_args_is_help=True)
+def _mace_references(
+    model: Annotated[Path, typer.Argument(help="A .model file of MACE.")],
+    out: Annotated[Path, typer.Argument(help="File to write, e.g. element_references.npz.")],
+) -> None:
+    """Take over the energies of isolated atoms of a MACE model."""
+    from fairchem_piwsl.datasets.element_references import write_references
+    from fairchem_piwsl.models.mace_files import atomic_energies, read_model
+
+    write_references(out, atomic_energies(read_model(model)))
+
+
+@mace_app.command("export", no_args_is_help=True)
+def _mace_export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a MACE run.")],
+    out: Annotated[Path, typer.Argument(help="The .model file to write.")],
+) -> None:
+    """Write the MACE model of a checkpoint as a file for MACE's own programs."""
+    from fairchem_piwsl.models.mace_files import export
+
+    export(checkpoint, out)
 
 
 def main() -> None:

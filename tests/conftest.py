@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import shutil
 import tempfile
@@ -21,6 +22,9 @@ from fairchem.core.common.utils import setup_imports
 from torch_geometric.data import Data
 
 import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces`
+
+# Tests compare runs in this process and in others bit for bit: all of them have to use one thread.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 KCAL_PER_MOL = 0.0433641
 

@@ -24,11 +24,11 @@ OWN_TRAINER = ("piwsl_forces", "fairchem_piwsl.trainer.PIWSLForcesTrainer")
 _cli.Runner = Runner
 
 
-def main() -> None:
-    """Run fairchem's CLI; a `UserError` becomes one line on stderr and exit code 2."""
+def main(arguments: list[str] | None = None, program: str = "main.py") -> None:
+    """Run fairchem's CLI; a `UserError` becomes one line on stderr, after `program`, and exit code 2."""
     setup_logging()
     try:
-        args, overrides = parser().parse_known_args()
+        args, overrides = parser().parse_known_args(arguments)
         if args.num_gpus < 1:
             raise UserError("--num-gpus is the number of ranks on a node and must be at least 1.")
         check_checkpoint(args.mode, args.checkpoint)
@@ -39,7 +39,7 @@ def main() -> None:
         for config in configs:
             run_here(config, args.num_gpus)
     except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -1,7 +1,7 @@
 """MACE's `.model` files: read them, take their atomic energies, write one from a fairchem checkpoint.
 
-    python -m fairchem_piwsl.models.mace_files references MACE-OFF23_small.model element_references.npz
-    python -m fairchem_piwsl.models.mace_files export checkpoints/RUN/best_checkpoint.pt trained.model
+    piwsl mace references MACE-OFF23_small.model element_references.npz
+    piwsl mace export checkpoints/RUN/best_checkpoint.pt trained.model
 
 Published files are pickles of the whole model made with e3nn 0.4.4, which e3nn 0.5 and newer cannot read. Reading
 converts them and builds the same model anew with the installed e3nn. Written files are pickles of the installed
@@ -11,7 +11,6 @@ e3nn: MACE's own calculator reads them in the same environment, not where e3nn 0
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,25 +159,3 @@ def _pickles_of_e3nn_044() -> Iterator[None]:
         yield
     finally:
         CodeGenMixin.__setstate__ = set_state
-
-
-def main(arguments: list[str]) -> None:
-    """`references FILE.model OUT.npz` or `export CHECKPOINT OUT.model`."""
-    from fairchem_piwsl.datasets.element_references import write_references
-
-    if len(arguments) != 3 or arguments[0] not in ("references", "export"):
-        raise UserError(
-            "usage: references FILE.model element_references.npz | export CHECKPOINT.pt FILE.model"
-        )
-    command, source, target = arguments
-    if command == "export":
-        export(source, target)
-    else:
-        write_references(Path(target), atomic_energies(read_model(source)))
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        raise SystemExit(f"mace: {error}") from None

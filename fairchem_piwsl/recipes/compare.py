@@ -138,7 +138,7 @@ def train(
     if finished.exists():
         return json.loads(finished.read_text())["train_seconds"]
     command = [
-        *(sys.executable, "-m", "fairchem_piwsl", "--mode", "train", "--config-yml", str(config)),
+        *(sys.executable, "-m", "fairchem_piwsl", "fairchem", "--mode", "train", "--config-yml", str(config)),
         *("--run-dir", str(run_dir), "--timestamp-id", _RUN, "--seed", str(seed), "--print-every", "20"),
         *(["--cpu"] if cpu else []),
         *arguments,

@@ -1,6 +1,6 @@
 """Element references for fine-tuning: what the labels have and the given model lacks, fitted per element.
 
-    python -m fairchem_piwsl.training.fine_tuning_references CONFIG.yml element_references.npz
+    piwsl references CONFIG.yml element_references.npz
 
 A foundation model and new labels differ by the energies of isolated atoms at two levels of theory, hundreds of
 kcal/mol that training would otherwise have to unlearn first. CONFIG is the training config of the fine-tuning;
@@ -9,7 +9,6 @@ its data set and model are read, and `optim.finetune_from` where the weights com
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.common.utils import load_config, setup_imports
+from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
 from torch import nn
 from torch_geometric.data import Data
 
-from fairchem_piwsl.datasets.element_references import composition, fit_references, write_references
+from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.fine_tuning import start_from
 
@@ -63,18 +62,3 @@ def from_config(config: Mapping[str, Any]) -> np.ndarray:
     unit = (train.pop("transforms", None) or {}).get("normalizer", {}).get("energy", {}).get("stdev", 1.0)
     data = create_dataset(train, "train")
     return references_of_difference(model, (data[i] for i in range(len(data))), unit)
-
-
-def main(arguments: list[str]) -> None:
-    """Read the config, write the references."""
-    if len(arguments) != 2:
-        raise UserError("usage: CONFIG.yml element_references.npz")
-    config, _, _ = load_config(arguments[0])
-    write_references(Path(arguments[1]), from_config(config))
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        raise SystemExit(f"references: {error}") from None

@@ -14,7 +14,9 @@ from conftest import KCAL_PER_MOL, make_config, make_trainer
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 from helpers_models import batch_of, build, double_precision, structures
 from test_models_gradient_forces import deviation_from_central_differences
+from typer.testing import CliRunner
 
+from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 
 pytest.importorskip(
@@ -106,8 +108,11 @@ def test_checkpoints_load_into_the_calculator(trained):
 
 def test_exported_models_predict_what_the_checkpoint_predicts(trained, tmp_path):
     """Through the command, and back in as a foundation."""
-    mace_files.main(["export", str(trained), str(tmp_path / "trained.model")])
-    mace_files.main(["references", str(tmp_path / "trained.model"), str(tmp_path / "references.npz")])
+    for command in (
+        ["export", str(trained), str(tmp_path / "trained.model")],
+        ["references", str(tmp_path / "trained.model"), str(tmp_path / "references.npz")],
+    ):
+        assert CliRunner().invoke(app, ["mace", *command]).exit_code == 0
     references = np.load(tmp_path / "references.npz")["element_references"]
     assert references[[1, 6, 8]].tolist() == pytest.approx([0.3, 1.0, -0.5])
     model = build({"name": "mace", "foundation": str(tmp_path / "trained.model")})

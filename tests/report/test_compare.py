@@ -63,7 +63,7 @@ def test_finished_runs_are_not_repeated(comparison, tiny_data):
 def test_interrupted_run_continues_to_the_same_end(comparison, tiny_data, tmp_path):
     folder, (whole, _) = comparison
     run_dir = tmp_path / "baseline" / "seed0"
-    command = [sys.executable, "-m", "fairchem_piwsl", "--mode", "train", "--cpu", "--seed", "0"]
+    command = [sys.executable, "-m", "fairchem_piwsl", "fairchem", "--mode", "train", "--cpu", "--seed", "0"]
     command += [
         "--config-yml",
         str(folder / "config.yml"),
