@@ -48,8 +48,8 @@ scatter: $(VENV)/.installed-run
 data/aspirin: | $(VENV)/.installed-run
 	$(VENV)/bin/piwsl prepare --out $@ $(foreach split,train val test,--$(split)-file examples/aspirin/$(split).extxyz.gz)
 
-# The stamps say what has been installed; they are older than setup.py when it has to be done again.
-$(VENV)/.installed-%: setup.py | $(VENV)/bin/python
+# The stamps say what has been installed; they are older than pyproject.toml when it has to be done again.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV): some minutes and 6 GB, once."
 	$(VENV)/bin/python $(PIP_INSTALL) -e $(if $(filter run,$*),.,".[$*]")
 	@touch $@
@@ -58,7 +58,7 @@ $(VENV)/.installed-mace: requirements-mace.txt | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP_INSTALL) --no-deps -r requirements-mace.txt
 	@touch $@
 
-$(VENV_CURRENT)/.installed-current: setup.py requirements-current.txt | $(VENV_CURRENT)/bin/python
+$(VENV_CURRENT)/.installed-current: pyproject.toml requirements-current.txt | $(VENV_CURRENT)/bin/python
 	@echo "Installing into $(VENV_CURRENT): some minutes, once."
 	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) $(TORCH_CURRENT) -r requirements-current.txt pytest hypothesis
 	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) --no-deps fairchem-core==1.10.0

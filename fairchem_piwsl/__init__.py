@@ -1,8 +1,9 @@
-"""Physics-informed weakly supervised learning (PIWSL) for Open Catalyst models.
+"""Physics-informed weakly supervised learning (PIWSL) for interatomic potentials with few labels.
 
-Importing the package makes fairchem-core importable where its compiled helpers are missing and registers
-`PIWSLForcesTrainer` as `piwsl_forces`. The names below are imported on first use, so that light tools
-(`piwsl --help`) do not wait for torch.
+Where fairchem-core 1.10 is installed, importing the package makes it importable without its compiled helpers and
+lets its registry find `piwsl_forces` (`fairchem_piwsl.trainer.PIWSLForcesTrainer`) and the models `spinconv`,
+`mace` and `gradient_forces`; each is imported when it is asked for, so that light tools (`piwsl --help`) do not
+wait for torch. Where fairchem-core 2 is installed, importing the package changes nothing.
 """
 
 from fairchem_piwsl import upstream
