@@ -7,14 +7,14 @@ remove runs/demo to start over.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from example_data import example_data
+from recipes.compare import compare
+from recipes.compare_report import markdown_table, plot, rich_table, summary
 from rich.console import Console
 
-from fairchem_piwsl.recipes.compare import compare
-from fairchem_piwsl.recipes.compare_report import markdown_table, plot, rich_table, summary
+from fairchem_piwsl.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "s2ef" / "example.yml"
@@ -32,8 +32,8 @@ def main() -> None:
     results = compare(CONFIG, METHODS, args.seeds, test, args.out)
 
     title = "Aspirin, 100 labelled structures, PaiNN"
-    (args.out / "summary.json").write_text(json.dumps(summary(results), indent=2) + "\n")
-    (args.out / "table.md").write_text(markdown_table(results))
+    write_json(args.out / "summary.json", summary(results))
+    write_text(args.out / "table.md", markdown_table(results))
     picture = plot(results, test, args.out / "demo.png", title)
     console = Console()
     console.print(rich_table(results, title))

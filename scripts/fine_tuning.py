@@ -11,7 +11,6 @@ call goes on where the first one stopped. scripts/fine_tuning/smoke.yml and pape
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,16 @@ import torch
 import yaml
 from fine_tuning_data import check_files, check_xtb, prepare_labels, prepare_pretraining, start_structure
 from fine_tuning_results import Row, plot, table, write_table
+from recipes.compare import best_checkpoint, compare, rmse_of, train
+from recipes.scale import schedule
 from rich.console import Console
 from rich.progress import Progress
 
 from fairchem_piwsl.datasets.element_references import write_references
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import whole_file
 from fairchem_piwsl.models.mace_files import export, import_mace
-from fairchem_piwsl.recipes.compare import best_checkpoint, compare, rmse_of, train
-from fairchem_piwsl.recipes.scale import schedule
 from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.sweeps.folder import write_yaml
 from fairchem_piwsl.training.checkpoints import save_atomically
@@ -214,10 +214,8 @@ def fine_tuning_config(
     config["model"] = start.get("model", config["model"])
     config["optim"] |= start.get("optim", {})
     if not references.exists():
-        references.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = references.with_name(f".{references.name}")
-        write_references(unfinished, from_config(config))
-        os.replace(unfinished, references)
+        with whole_file(references) as file:
+            write_references(file, from_config(config))
     return written(config, experiment.out / "configs" / f"{name}_{size}_seed{seed}.yml")
 
 

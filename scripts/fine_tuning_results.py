@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.ticker import FixedLocator, NullLocator
+from recipes.compare_report import errors_and_cost
 from rich.table import Table
 
-from fairchem_piwsl.recipes.compare_report import mean_and_spread
+from fairchem_piwsl.files import write_text
 from fairchem_piwsl.report import figures
+from fairchem_piwsl.report.tables import markdown_table
 
 HEADINGS = (
     *("model", "labels", "training", "seeds"),
@@ -50,15 +52,10 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     first: dict[tuple[str, int | None], list[Row]] = {}
     for (model, size, method), members in groups(rows).items():
         reference = first.setdefault((model, size), members)
-        line = [model, "" if size is None else str(size), method, "" if size is None else str(len(members))]
-        for name in ("energy_rmse", "forces_rmse"):
-            values = [getattr(row, name) for row in members]
-            before = [getattr(row, name) for row in reference]
-            change = 100 * (statistics.fmean(values) / statistics.fmean(before) - 1)
-            line += [mean_and_spread(values, ".2f"), "" if members is reference else f"{change:+.1f} %"]
-        lines.append(
-            (*line, "" if size is None else mean_and_spread([row.train_seconds for row in members], ".0f"))
-        )
+        tuned = size is not None
+        errors, cost = errors_and_cost(members, reference)[:-1], errors_and_cost(members, reference)[-1]
+        number = (str(size), method, str(len(members))) if tuned else ("", method, "")
+        lines.append((model, *number, *errors, cost if tuned else ""))
     return lines
 
 
@@ -74,11 +71,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
 
 def write_table(rows: Sequence[Row], path: Path) -> None:
     """The table for a page."""
-    rule = tuple("---" if number in (0, 2) else "---:" for number in range(len(HEADINGS)))
-    text = "\n".join(f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *cells(rows))) + "\n"
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, markdown_table(HEADINGS, cells(rows), left=(0, 2)))
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> Path:

@@ -14,13 +14,7 @@ import argparse
 from pathlib import Path
 
 from example_data import example_data
-from rich.console import Console
-from rich.table import Table
-
-from fairchem_piwsl.config import load_base, read_yaml
-from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.recipes.recipe import find_configs, read_recipe
-from fairchem_piwsl.recipes.run import (
+from recipes.carry_out import (
     carry_out,
     finish,
     relative_lengths,
@@ -28,7 +22,13 @@ from fairchem_piwsl.recipes.run import (
     without_missing_reference,
     write_trainings,
 )
-from fairchem_piwsl.recipes.scale import shrink
+from recipes.recipe_file import find_configs, read_recipe
+from recipes.scale import shrink
+from rich.console import Console
+from rich.table import Table
+
+from fairchem_piwsl.config import load_base, read_yaml
+from fairchem_piwsl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "s2ef"

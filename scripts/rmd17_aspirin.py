@@ -15,11 +15,12 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from recipes.compare import compare
+from recipes.compare_report import markdown_table, rich_table
 from rich.console import Console
 
 from fairchem_piwsl.datasets.prepare import prepare
-from fairchem_piwsl.recipes.compare import compare
-from fairchem_piwsl.recipes.compare_report import markdown_table, rich_table
+from fairchem_piwsl.files import write_text
 
 CONFIG = Path(__file__).with_suffix(".yml")
 DATA = Path("data/rmd17_aspirin_100")
@@ -82,7 +83,7 @@ def main() -> None:
         convert(args.train, args.test)
     methods = {name: METHODS[name] for name in args.methods}
     results = compare(CONFIG, methods, args.seeds, DATA / "test" / "data.lmdb", args.out)
-    (args.out / "table.md").write_text(markdown_table(results))
+    write_text(args.out / "table.md", markdown_table(results))
     Console().print(rich_table(results, "rMD17 aspirin, 100 labelled structures, PaiNN"))
 
 

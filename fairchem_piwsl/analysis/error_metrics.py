@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-KCAL_PER_MOL = 0.0433641  # eV; the value used for 1 kcal/mol throughout the project
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 # unit name -> (factor from eV, energy unit, force unit)
 UNITS = {

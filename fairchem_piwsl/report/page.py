@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairchem_piwsl.files import write_text
-from fairchem_piwsl.report.statistics import Entry
+from fairchem_piwsl.report.statistics import Entry, mean_and_spread
+from fairchem_piwsl.report.tables import markdown_table
 
 if TYPE_CHECKING:
     from fairchem_piwsl.report.report import Section
@@ -22,7 +22,6 @@ NOTES = (
     "the seeds that both have; with few seeds it is a weak test, and every row is a test of its own. Paper: the "
     "printed value for this data set, training size, model and method (its settings may differ from these runs)."
 )
-BAR = r"\|"  # in a cell of a markdown table
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; }
@@ -63,10 +62,8 @@ def write_markdown(path: Path, title: str, sections: Sequence[Section], names: N
     """Write the tables as markdown."""
     lines = [f"# {title}", "", NOTES, ""]
     for section in sections:
-        lines += [f"## {section.title}", "", f"| {' | '.join(HEADINGS)} |", "|---|---|--:|--:|--:|--:|--:|"]
-        for _, _, cells in _rows(section, names):
-            lines.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
-        lines.append("")
+        table = markdown_table(HEADINGS, (cells for _, _, cells in _rows(section, names)))
+        lines += [f"## {section.title}", "", table]
     write_text(path, "\n".join(lines))
 
 
@@ -83,20 +80,12 @@ def _rows(section: Section, names: Names) -> Iterator[tuple[Entry, bool, list[st
             (f"{name} ({unit})" if unit else name) if first else "",
             entry.method,
             str(len(entry.values)),
-            mean_and_spread(entry.mean, entry.std),
+            mean_and_spread(entry.values),
             "" if entry.change is None else f"{entry.change:+.1%}",
             "" if entry.p is None else f"{entry.p:.2g}",
             f"{printed} (Table {item.table})" if item else "",
         ]
         yield entry, first, cells
-
-
-def mean_and_spread(mean: float, std: float) -> str:
-    """`12.3 ± 0.4`: the spread with two digits, the mean as far as the spread reaches."""
-    if not math.isfinite(std) or std == 0:
-        return f"{mean:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(std)))
-    return f"{mean:.{min(digits, 8)}f} ± {std:.{min(digits, 8)}f}"
 
 
 def _html_table(section: Section, names: Names) -> str:

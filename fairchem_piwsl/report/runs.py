@@ -12,18 +12,10 @@ import numpy as np
 from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import read_json
+from fairchem_piwsl.report.curves import Curve, read_curves
 
 # Parts of a config in which two runs of one method may differ: paths, names, seed.
 PERSONAL = ("cmd", "logger", "slurm", "gpus", "local_rank", "dataset", "val_dataset", "test_dataset")
-
-
-@dataclass
-class Curve:
-    """A scalar over training: step [K], seconds since the start [K], value [K]."""
-
-    step: np.ndarray
-    seconds: np.ndarray
-    value: np.ndarray
 
 
 @dataclass
@@ -182,38 +174,6 @@ def _logs_folder(checkpoint: Path, config: dict[str, Any]) -> Path:
     """`<run dir>/logs/tensorboard/<name>` beside `<run dir>/checkpoints/<name>`, wherever these are now."""
     beside = checkpoint.parent.parent.parent / "logs" / "tensorboard" / checkpoint.parent.name
     return beside if beside.is_dir() else Path(config.get("cmd", {}).get("logs_dir", beside))
-
-
-def read_curves(folder: Path) -> dict[str, Curve]:
-    """All scalars of the TensorBoard files in `folder`.
-
-    A continued run has several files. Time runs on from one to the next without the pause between them, and
-    steps that were done twice count with their last values.
-    """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    points: dict[str, dict[int, tuple[float, float]]] = {}
-    elapsed = 0.0
-    for path in sorted(folder.glob("events.out.tfevents*")) if folder.is_dir() else []:
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
-        events.Reload()
-        series = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-        times = [event.wall_time for values in series.values() for event in values]
-        if not times:
-            continue
-        first = min(times)
-        for tag, values in series.items():
-            for event in values:
-                points.setdefault(tag, {})[event.step] = (elapsed + event.wall_time - first, event.value)
-        elapsed += max(times) - first
-    return {
-        tag: Curve(
-            np.array(sorted(values)),
-            np.array([values[step][0] for step in sorted(values)]),
-            np.array([values[step][1] for step in sorted(values)]),
-        )
-        for tag, values in points.items()
-    }
 
 
 def add_measurements(runs: Sequence[Run], folders: Sequence[str | Path], units: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from fairchem_piwsl.report.runs import Curve, Run, family_of, is_baseline
+from fairchem_piwsl.report.curves import Curve
+from fairchem_piwsl.report.runs import Run, family_of, is_baseline
 
 # Validation errors that are compared at equal wall time.
 TIMED = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
@@ -50,14 +52,31 @@ def compare_methods(methods: dict[str, list[Run]], quantities: Sequence[str]) ->
             pairs = 0
             if baseline is not None and name != baseline:
                 before = {r.seed: r.values[quantity] for r in methods[baseline] if quantity in r.values}
-                if before and np.mean(list(before.values())):
-                    change = float(values.mean() / np.mean(list(before.values())) - 1)
+                change = relative_change(values.tolist(), list(before.values()))
                 shared = [r for r in have if r.seed in before]
                 pairs = len(shared)
                 p = paired_p([r.values[quantity] for r in shared], [before[r.seed] for r in shared])
             std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
             entries.append(Entry(quantity, name, tuple(values), float(values.mean()), std, change, p, pairs))
     return entries
+
+
+def mean_and_spread(values: Sequence[float], decimals: int | None = None) -> str:
+    """`12.3 ± 0.4`: mean and standard deviation over seeds; of a single value the mean alone.
+
+    Without `decimals` the spread has two digits and the mean reaches as far; a spread of zero is left out then.
+    """
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    if decimals is None:
+        if not std > 1e-12 * abs(mean):  # rounding counts as none
+            return f"{mean:.4g}"
+        decimals = min(max(0, 1 - math.floor(math.log10(std))), 8)
+    return f"{mean:.{decimals}f}" + ("" if math.isnan(std) else f" ± {std:.{decimals}f}")
+
+
+def relative_change(values: Sequence[float], before: Sequence[float]) -> float | None:
+    """Change of the mean relative to the mean of `before`; None where that is zero or there is none."""
+    return float(np.mean(values) / np.mean(before) - 1) if len(before) and np.mean(before) else None
 
 
 def paired_p(values: Sequence[float], before: Sequence[float]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -30,6 +31,16 @@ def interval(estimate: dict[str, float | None]) -> str:
     if estimate["value"] is None or not math.isfinite(estimate["value"]):
         return "-"
     return f"{number(estimate['value'])}\n[{number(estimate['low'], 3)}, {number(estimate['high'], 3)}]"
+
+
+def markdown_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0, 1)
+) -> str:
+    """A table of markdown; columns other than those numbered `left` are aligned to the right."""
+    rule = "|".join("---" if number in left else "---:" for number in range(len(headings)))
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = [f"| {' | '.join(cells)} |\n" for cells in (headings, *escaped)]
+    return "".join([lines[0], f"|{rule}|\n", *lines[1:]])
 
 
 def evaluation_tables(result: dict[str, Any]) -> list[Table]:

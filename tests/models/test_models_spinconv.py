@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from ase import Atoms
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.preprocessing import AtomsToGraphs
 from helpers_models import SPINCONV, batch_of, build, structures
+from helpers_spinconv import StraightforwardSpinConv
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.sphere import circular_convolution, fourier_tables, sphere_coordinates
@@ -52,15 +51,6 @@ def reference_batch(*indices: int):
     return data_list_collater(data, otf_graph=True)
 
 
-def straightforward():
-    path = Path(__file__).parents[2] / "scripts" / "benchmark_spinconv.py"
-    spec = importlib.util.spec_from_file_location("benchmark_spinconv", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_spinconv"] = module
-    spec.loader.exec_module(module)
-    return module.StraightforwardSpinConv
-
-
 @pytest.mark.parametrize("indices", [(0, 1, 2), (0,), (1,), (2,)])
 def test_published_energies(reference_model, indices):
     with torch.no_grad():
@@ -91,7 +81,7 @@ def test_equals_the_straightforward_formulation(n_long):
     """Forces and all parameter gradients, with the same random rotations."""
     model = build(SPINCONV, sphere_size_long=n_long)
     plain = copy.deepcopy(model)
-    plain.__class__ = straightforward()
+    plain.__class__ = StraightforwardSpinConv
     batch = batch_of(structures())
     results = []
     for candidate in (model, plain):

@@ -20,7 +20,7 @@ from fairchem_piwsl.analysis.error_metrics import KCAL_PER_MOL
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
-from fairchem_piwsl.report.page import mean_and_spread
+from fairchem_piwsl.report.curves import read_curves
 from fairchem_piwsl.report.printed_results import printed_for, printed_values
 from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.report.report_figures import survival
@@ -31,9 +31,14 @@ from fairchem_piwsl.report.runs import (
     find_runs,
     method_label,
     model_label,
-    read_curves,
 )
-from fairchem_piwsl.report.statistics import best_until, compare_methods, equal_time, families
+from fairchem_piwsl.report.statistics import (
+    best_until,
+    compare_methods,
+    equal_time,
+    families,
+    mean_and_spread,
+)
 
 PIWSL = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.015}
 
@@ -287,9 +292,15 @@ def test_page_is_self_contained_and_markdown_has_every_row(folder, tmp_path):
 
 
 def test_mean_and_spread_have_fitting_digits():
-    assert mean_and_spread(12.3456, 0.421) == "12.35 ± 0.42"
-    assert mean_and_spread(1234.5, 56.0) == "1234 ± 56"
-    assert mean_and_spread(0.00123, float("nan")) == "0.00123"
+    def seeds(mean, std):  # two values with this mean and standard deviation
+        return [mean - std / 2**0.5, mean + std / 2**0.5]
+
+    assert mean_and_spread(seeds(12.3456, 0.421)) == "12.35 ± 0.42"
+    assert mean_and_spread(seeds(1234.5, 56.0)) == "1234 ± 56"
+    assert mean_and_spread([0.00123]) == "0.00123"
+    assert mean_and_spread([2.0, 2.0]) == "2"
+    assert mean_and_spread([2.0, 2.0], decimals=2) == "2.00 ± 0.00"
+    assert mean_and_spread([2.0], decimals=0) == "2"
 
 
 def test_command_evaluates_each_run_once(tmp_path):

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from recipes.carry_out import options, relative_lengths, use_data, write_trainings
+from recipes.recipe_file import find_configs, read_recipe
+from recipes.scale import data_folder, innermost_model, shrink, with_data
 
 from fairchem_piwsl.config import load_base
 from fairchem_piwsl.datasets.element_references import N_ELEMENTS, write_references
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.recipes.recipe import find_configs, read_recipe
-from fairchem_piwsl.recipes.run import options, relative_lengths, use_data, write_trainings
-from fairchem_piwsl.recipes.scale import data_folder, innermost_model, shrink, with_data
 from fairchem_piwsl.report.printed_results import printed_values
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,12 +11,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -27,6 +26,8 @@ from rich.progress import (
 )
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import as_json, read_json, write_json
+from fairchem_piwsl.report.curves import read_curves
 
 _STEP = re.compile(r"\bstep: ([0-9.e+]+)")
 _TOTAL = re.compile(r"training steps: (\d+)")
@@ -91,26 +92,20 @@ def _evaluated(method: str, seed: int, run_dir: Path, test: Path, seconds: float
     """The errors of a trained model, computed once."""
     path = run_dir / "result.json"
     if path.exists():
-        return Result(**json.loads(path.read_text()))
-
+        return Result(**read_json(path))
     checkpoint = best_checkpoint(run_dir)
     energy, forces = rmse_of(checkpoint, test)
     result = Result(method, seed, energy, forces, train_seconds=seconds, checkpoint=str(checkpoint))
-    path.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    write_json(path, asdict(result))
     return result
 
 
 def rmse_of(checkpoint: Path, test: Path) -> tuple[float, float]:
     """RMSE of energies (kcal/mol) and of force components (kcal/mol/Angstrom) on a data set."""
-    from fairchem_piwsl.analysis.error_metrics import error_table, in_units
-    from fairchem_piwsl.analysis.potential import load_potential
-    from fairchem_piwsl.structures import read_labelled
+    from fairchem_piwsl.analysis.evaluate import evaluate
 
-    structures = read_labelled(test)
-    prediction = load_potential(checkpoint, cpu=True).predict([s.atoms for s in structures])
-    energies, forces = np.array([s.energy for s in structures]), [s.forces for s in structures]
-    errors = in_units(error_table(energies, forces, prediction.energy, prediction.forces), "kcal/mol")
-    return errors["energy_rmse"].value, errors["forces_rmse"].value
+    [model] = evaluate([checkpoint], test, group_by="none", n_bootstrap=1, cpu=True)["models"]
+    return model["metrics"]["energy_rmse"]["value"], model["metrics"]["forces_rmse"]["value"]
 
 
 def train(
@@ -136,7 +131,7 @@ def train(
     _check_same_run(run_dir, config, arguments, seed)
     finished = run_dir / "trained.json"
     if finished.exists():
-        return json.loads(finished.read_text())["train_seconds"]
+        return read_json(finished)["train_seconds"]
     command = [
         *(sys.executable, "-m", "fairchem_piwsl", "fairchem", "--mode", "train", "--config-yml", str(config)),
         *("--run-dir", str(run_dir), "--timestamp-id", _RUN, "--seed", str(seed), "--print-every", "20"),
@@ -157,7 +152,8 @@ def train(
         ) as process,
     ):
         seconds, last = float("nan"), ""
-        for line in _lines(process):
+        assert process.stdout is not None
+        for line in process.stdout:
             log.write(line)
             last = line.strip() or last
             if found := _TOTAL.search(line):
@@ -169,7 +165,7 @@ def train(
     if process.returncode:
         raise UserError(f"training '{label}' failed, see {run_dir / 'train.log'}: {last}")
     progress.update(bar, completed=progress.tasks[bar].total or 0)
-    finished.write_text(json.dumps({"train_seconds": seconds}) + "\n")
+    write_json(finished, {"train_seconds": seconds})
     return seconds
 
 
@@ -178,28 +174,19 @@ def _check_same_run(run_dir: Path, config: Path, arguments: Sequence[str], seed:
     from fairchem.core.common.utils import load_config
 
     settings = {"config": load_config(str(config))[0], "arguments": list(arguments), "seed": seed}
-    text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
     noted = run_dir / "settings.json"
-    if noted.exists() and noted.read_text() != text:
+    if noted.exists() and read_json(noted) != json.loads(as_json(settings)):
         raise UserError(
             f"{run_dir} holds a run with other settings (they are in {noted.name}): "
             "remove that folder, or choose another one for the results."
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    noted.write_text(text)
+    write_json(noted, settings)
 
 
 def _logged_seconds(run_dir: Path) -> float:
     """How long the interrupted parts of a run took, by its TensorBoard files."""
-    from fairchem_piwsl.report.runs import read_curves
-
     curves = read_curves(run_dir / "logs" / "tensorboard" / _RUN)
     return max((float(curve.seconds[-1]) for curve in curves.values()), default=0.0)
-
-
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    assert process.stdout is not None
-    yield from process.stdout
 
 
 def best_checkpoint(run_dir: Path) -> Path:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.potential import load_potential
-from fairchem_piwsl.recipes.compare import Result
 from fairchem_piwsl.report import figures
-from fairchem_piwsl.settings import KCAL_PER_MOL
+from fairchem_piwsl.report.curves import read_curves
+from fairchem_piwsl.report.statistics import mean_and_spread, relative_change
+from fairchem_piwsl.report.tables import markdown_table as as_markdown
 from fairchem_piwsl.structures import read_labelled
+from recipes.compare import Result
 
 HEADINGS = ("method", "energy RMSE, kcal/mol", "change", "forces RMSE, kcal/mol/Å", "change", "training, s")
-KCAL = KCAL_PER_MOL["eV"]
+KCAL = UNITS["kcal/mol"][0]
 
 
 def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -40,21 +44,20 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
     """One row for each method, compared with the first one; mean ± standard deviation over seeds."""
     groups = by_method(results)
     first = next(iter(groups.values()))
-    table = []
-    for method, runs in groups.items():
-        cells = [method]
-        for name in ("energy_rmse", "forces_rmse"):
-            values, reference = [getattr(run, name) for run in runs], [getattr(run, name) for run in first]
-            change = 100 * (statistics.fmean(values) / statistics.fmean(reference) - 1)
-            cells += [mean_and_spread(values, ".2f"), "" if runs is first else f"{change:+.1f} %"]
-        table.append((*cells, mean_and_spread([run.train_seconds for run in runs], ".0f")))
-    return table
+    return [(method, *errors_and_cost(runs, first)) for method, runs in groups.items()]
 
 
-def mean_and_spread(values: Sequence[float], digits: str) -> str:
-    """`1.23 ± 0.04`, the mean alone of a single value; `digits` is a format such as `.2f`."""
-    mean = f"{statistics.fmean(values):{digits}}"
-    return f"{mean} ± {statistics.stdev(values):{digits}}" if len(values) > 1 else mean
+def errors_and_cost(runs: Sequence[Any], first: Sequence[Any]) -> tuple[str, ...]:
+    """Cells: errors of energies and forces with their changes against the runs `first`, and training time."""
+    cells: list[str] = []
+    for name in ("energy_rmse", "forces_rmse"):
+        values, before = ([getattr(run, name) for run in group] for group in (runs, first))
+        change = relative_change(values, before)
+        cells += [
+            mean_and_spread(values, 2),
+            "" if runs is first or change is None else f"{100 * change:+.1f} %",
+        ]
+    return (*cells, mean_and_spread([run.train_seconds for run in runs], 0))
 
 
 def rich_table(results: Sequence[Result], title: str) -> Table:
@@ -71,19 +74,14 @@ def rich_table(results: Sequence[Result], title: str) -> Table:
 
 def markdown_table(results: Sequence[Result]) -> str:
     """The comparison for a page."""
-    lines = [HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *rows(results)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    return as_markdown(HEADINGS, rows(results), left=(0,))
 
 
 def learning_curve(run: Result, metric: str) -> tuple[list[int], list[float]]:
     """Steps and values of a validation metric (label units), from the run's TensorBoard log."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    checkpoint = Path(run.checkpoint)
-    log = EventAccumulator(str(checkpoint.parents[2] / "logs" / "tensorboard" / checkpoint.parent.name))
-    log.Reload()
-    scalars = log.Scalars(f"val/{metric}")
-    return [scalar.step for scalar in scalars], [scalar.value for scalar in scalars]
+    folder = Path(run.checkpoint).parents[2] / "logs" / "tensorboard" / Path(run.checkpoint).parent.name
+    curve = read_curves(folder)[f"val/{metric}"]
+    return curve.step.tolist(), curve.value.tolist()
 
 
 def plot(results: Sequence[Result], test: Path, path: Path, title: str) -> Path:

@@ -16,10 +16,10 @@ import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.recipes.compare import best_checkpoint, train
-from fairchem_piwsl.recipes.recipe import Recipe
-from fairchem_piwsl.recipes.scale import data_folder, innermost_model, with_data
 from fairchem_piwsl.report.runs import model_name
+from recipes.compare import best_checkpoint, train
+from recipes.recipe_file import Recipe
+from recipes.scale import data_folder, innermost_model, with_data
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from conftest import make_config
+from recipes.compare import Result, compare
+from recipes.compare_report import learning_curve, markdown_table, plot, rows, summary
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.recipes.compare import Result, compare
-from fairchem_piwsl.recipes.compare_report import learning_curve, markdown_table, plot, rows, summary
 from fairchem_piwsl.training.checkpoints import read_checkpoint
 
 METHODS = {"baseline": ["--optim.piwsl.c_pitc=0.0"], "piwsl": []}
@@ -73,7 +74,8 @@ def test_interrupted_run_continues_to_the_same_end(comparison, tiny_data, tmp_pa
         "run",
     ]
     half = [*METHODS["baseline"], "--optim.max_epochs=1", "--dataset.test=None"]
-    subprocess.run([*command, *half], check=True, capture_output=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # as `compare` trains: more threads round otherwise
+    subprocess.run([*command, *half], check=True, capture_output=True, env=one_thread)
     method = {"baseline": METHODS["baseline"]}
     (continued,) = compare(folder / "config.yml", method, [0], tiny_data / "test.lmdb", tmp_path)
     assert "checkpoints/run/checkpoint.pt" in (run_dir / "train.log").read_text()

@@ -1,7 +1,7 @@
 """Time of a SpinConv training step: this package's version against a straightforward one.
 
-    python scripts/benchmark_spinconv.py --structures 4 --threads 2
-    python scripts/benchmark_spinconv.py --file examples/aspirin/test.extxyz.gz
+    python tests/helpers_spinconv.py --structures 4 --threads 2
+    python tests/helpers_spinconv.py --file examples/aspirin/test.extxyz.gz
 
 The straightforward version follows the publication step by step: four scatter additions onto the grid of each
 sphere, a padded circular convolution, and a loop over random rotations and axes for the forces. Both give the
