@@ -4,7 +4,7 @@ Pure tensor functions that return one value for each structure, `[B]`; taking th
 caller, who knows about other ranks. Energies in kcal/mol, forces in kcal/mol/Angstrom, displacements in
 Angstrom; nothing is detached, both sides of every identity are differentiated (Eqs. A5, A6).
 
-Configurations: A is the training structure, C = A + dr, B = A + dr'; dr'' = dr - dr' leads from B to C.
+Points: A is the training structure, C = A + dr, B = A + dr'; dr'' = dr - dr' leads from B to C.
 """
 
 from __future__ import annotations
@@ -15,25 +15,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fairchem_piwsl.taylor import leg_forces, segment_sum, work
+from fairchem_piwsl.taylor import extrapolate, leg_forces, segment_sum, work
 
 PointLoss = Literal["mse", "mae", "relu"]
 
 
 @dataclass(frozen=True)
-class Configuration:
-    """A model's prediction for one configuration of B structures with N atoms in all."""
+class Prediction:
+    """What a model predicts at one point (A, B or C) for B structures with N atoms in all."""
 
     #: Energy [B].
     energy: Tensor
-    #: Forces [N, 3]; None where they were not evaluated.
-    forces: Tensor | None = None
-
-    def known_forces(self) -> Tensor:
-        """The forces; ValueError where they were not evaluated."""
-        if self.forces is None:
-            raise ValueError("the forces of this configuration were not evaluated.")
-        return self.forces
+    #: Forces [N, 3].
+    forces: Tensor
 
 
 def point_loss(residual: Tensor, kind: PointLoss, energy: Tensor, displacement_squared: Tensor) -> Tensor:
@@ -55,19 +49,20 @@ def point_loss(residual: Tensor, kind: PointLoss, energy: Tensor, displacement_s
 
 
 def leg_residual(
-    start: Configuration, end: Configuration, displacement: Tensor, batch: Tensor, k: float = 0.0
+    start: Prediction, end: Prediction, displacement: Tensor, batch: Tensor, k: float = 0.0
 ) -> Tensor:
     """T(E_start, F, d) - E_end [B]: what the expansion along a leg misses.
 
-    The energies are subtracted first: they are large and nearly equal, the work is small.
+    T(E_start) - E_end = T(E_start - E_end): the energies are subtracted first, since they are large and nearly
+    equal and the work is small.
     """
-    forces = leg_forces(start.known_forces(), end.forces, k)
-    return (start.energy - end.energy) - work(forces, displacement, batch, len(start.energy))
+    forces = leg_forces(start.forces, end.forces, k)
+    return extrapolate(start.energy - end.energy, forces, displacement, batch)
 
 
 def pitc(
-    a: Configuration,
-    c: Configuration,
+    a: Prediction,
+    c: Prediction,
     dr: Tensor,
     batch: Tensor,
     k: float = 0.0,
@@ -78,9 +73,9 @@ def pitc(
 
 
 def pisc(
-    a: Configuration,
-    b: Configuration,
-    c: Configuration | None,
+    a: Prediction,
+    b: Prediction,
+    c: Prediction | None,
     dr: Tensor,
     dr_b: Tensor,
     batch: Tensor,
@@ -108,18 +103,18 @@ def pisc(
     b_to_c = dr - dr_b
     if case != 2:
         if c is None:
-            raise ValueError(f"PISC case {case} needs the configuration C.")
+            raise ValueError(f"PISC case {case} needs the prediction at C.")
         start, end, leg = (b, c, b_to_c) if case == 1 else (c, b, -b_to_c)
         return _leg_loss(start, end, leg, batch, k, kind)
     num_structures, forces_c = len(a.energy), None if c is None else c.forces
-    work_ac = work(leg_forces(a.known_forces(), forces_c, k), dr, batch, num_structures)
-    work_bc = work(leg_forces(b.known_forces(), forces_c, k), b_to_c, batch, num_structures)
+    work_ac = work(leg_forces(a.forces, forces_c, k), dr, batch, num_structures)
+    work_bc = work(leg_forces(b.forces, forces_c, k), b_to_c, batch, num_structures)
     residual = (b.energy - a.energy) - (work_bc - work_ac)
     return point_loss(residual, kind, a.energy - work_ac, _squared(dr, batch, num_structures))
 
 
 def weak_label(
-    reference: Configuration, c: Configuration, dr: Tensor, batch: Tensor, kind: PointLoss = "mse"
+    reference: Prediction, c: Prediction, dr: Tensor, batch: Tensor, kind: PointLoss = "mse"
 ) -> Tensor:
     """Weak label l(E_C, T(E_ref, F_ref, dr)) (Eqs. A2, A3): `[B]`, NaN where a label is missing.
 
@@ -129,7 +124,7 @@ def weak_label(
 
 
 def _leg_loss(
-    start: Configuration, end: Configuration, displacement: Tensor, batch: Tensor, k: float, kind: PointLoss
+    start: Prediction, end: Prediction, displacement: Tensor, batch: Tensor, k: float, kind: PointLoss
 ) -> Tensor:
     residual = leg_residual(start, end, displacement, batch, k)
     squared = _squared(displacement, batch, len(residual))

@@ -159,6 +159,17 @@ class PIWSLSettings:
             return 0.0
         return min(1.0, (elapsed + 1) / self.ramp_steps) if self.ramp_steps else 1.0
 
+    def counts_from(self, num_steps: int) -> int:
+        """First step of a run of `num_steps` whose validation may choose the best checkpoint.
+
+        It is the first with full weak weights, or, where the run ends before it, with any at all.
+        """
+        if not (self.weak or self.noisy_nodes):
+            return 0
+        start = max(self.start_step, 1)
+        full = start + max(self.ramp_steps, 1) - 1
+        return full if full <= num_steps else start
+
 
 def _check_kind(name: str, value: Any, kind: Any) -> None:
     """Raise unless `value` is what the annotation `kind` asks for."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairchem_piwsl.losses import Configuration, leg_residual, pisc, pitc, point_loss, weak_label
+from fairchem_piwsl.losses import Prediction, leg_residual, pisc, pitc, point_loss, weak_label
 
 SIZES = torch.tensor([3, 1, 5])
 BATCH = torch.repeat_interleave(torch.arange(3), SIZES)
@@ -30,23 +30,23 @@ def per_structure(values: Tensor) -> Tensor:
     return torch.stack([values[i == BATCH].sum() for i in range(3)])
 
 
-def linear(pos: Tensor) -> Configuration:
+def linear(pos: Tensor) -> Prediction:
     slope = rand(NUM_ATOMS, 3, seed=1)
-    return Configuration(per_structure((slope * pos).sum(-1)) + 7.0, -slope)
+    return Prediction(per_structure((slope * pos).sum(-1)) + 7.0, -slope)
 
 
-def quadratic(pos: Tensor) -> Configuration:
+def quadratic(pos: Tensor) -> Prediction:
     """Every coordinate coupled with every other of its structure."""
     coupling = rand(3 * NUM_ATOMS, 3 * NUM_ATOMS, seed=2)
     same = (BATCH[:, None] == BATCH[None]).repeat_interleave(3, 0).repeat_interleave(3, 1)
     hessian = (coupling + coupling.T) * same
     flat = pos.reshape(-1)
     gradient = (hessian @ flat).reshape(-1, 3)
-    return Configuration(per_structure(0.5 * (pos * gradient).sum(-1)) + linear(pos).energy,
+    return Prediction(per_structure(0.5 * (pos * gradient).sum(-1)) + linear(pos).energy,
                          -gradient + linear(pos).forces)  # fmt: skip
 
 
-def anharmonic(pos: Tensor) -> Configuration:
+def anharmonic(pos: Tensor) -> Prediction:
     """Sines of all pair differences in a structure: derivatives of every order."""
     energy, gradient = torch.zeros(3, dtype=pos.dtype), torch.zeros_like(pos)
     for i in range(3):
@@ -56,7 +56,7 @@ def anharmonic(pos: Tensor) -> Configuration:
         energy[i] = torch.sin(difference).sum()
         slope = torch.cos(difference)
         gradient[own] = (slope.sum(1) - 0.7 * slope.sum(0)).reshape(-1, 3)
-    return Configuration(energy, -gradient)
+    return Prediction(energy, -gradient)
 
 
 SURFACES = {"linear": linear, "quadratic": quadratic, "anharmonic": anharmonic}
@@ -123,12 +123,12 @@ def test_trapezoid_rule_is_the_same_there_and_back():
 @pytest.mark.parametrize("k", [0.0, 0.3, 0.5])
 @pytest.mark.parametrize("kind", ["mse", "mae", "relu"])
 def test_pitc_against_numpy(k, kind):
-    a = Configuration(rand(3), rand(NUM_ATOMS, 3, seed=1))
-    c = Configuration(a.energy + 0.01 * rand(3, seed=2), rand(NUM_ATOMS, 3, seed=3))
+    a = Prediction(rand(3), rand(NUM_ATOMS, 3, seed=1))
+    c = Prediction(a.energy + 0.01 * rand(3, seed=2), rand(NUM_ATOMS, 3, seed=3))
     np.testing.assert_allclose(pitc(a, c, DR, BATCH, k, kind), numpy_loss(a, c, DR, k, kind), rtol=1e-12)
 
 
-def numpy_loss(start: Configuration, end: Configuration, step: Tensor, k: float, kind: str) -> list[float]:
+def numpy_loss(start: Prediction, end: Prediction, step: Tensor, k: float, kind: str) -> list[float]:
     """l(E_end, T(start)) structure by structure, as printed in the paper."""
     values = []
     for i in range(3):
@@ -160,7 +160,7 @@ def test_unknown_point_loss():
 # ------------------------------------------------------------------ PISC
 
 
-def predictions(surface) -> tuple[Configuration, Configuration, Configuration]:
+def predictions(surface) -> tuple[Prediction, Prediction, Prediction]:
     return surface(POS), surface(POS + DR_B), surface(POS + DR)
 
 
@@ -200,7 +200,7 @@ def test_case_2_against_numpy(kind):
     a, b, _ = predictions(anharmonic)
     from_a = a.energy - per_structure((DR * a.forces).sum(-1))
     # where B's path leads, A's path ends; forces there do not matter at k = 0
-    end = Configuration(from_a, b.forces)
+    end = Prediction(from_a, b.forces)
     if kind == "relu":  # |dr| of Eq. A10 is the displacement from A to C
         excess = (b.energy - per_structure(((DR - DR_B) * b.forces).sum(-1)) - from_a).abs()
         expected = torch.relu(excess - from_a.abs() * per_structure(DR.square().sum(-1))).numpy()
@@ -251,30 +251,27 @@ def test_closed_path_of_trapezoids(surface):
 
 def test_forces_without_potential_have_a_residual():
     """A rotational force field belongs to no energy, and no choice of k hides that."""
-    curl = Configuration(
-        torch.zeros(3, dtype=DR.dtype), torch.stack([-POS[:, 1], POS[:, 0], 0 * POS[:, 2]], -1)
-    )
+    curl = Prediction(torch.zeros(3, dtype=DR.dtype), torch.stack([-POS[:, 1], POS[:, 0], 0 * POS[:, 2]], -1))
     moved = POS + DR
-    end = Configuration(curl.energy, torch.stack([-moved[:, 1], moved[:, 0], 0 * moved[:, 2]], -1))
+    end = Prediction(curl.energy, torch.stack([-moved[:, 1], moved[:, 0], 0 * moved[:, 2]], -1))
     assert (pitc(curl, end, DR, BATCH, 0.5) > 0).all()
 
 
-def test_missing_configurations_are_named():
+def test_missing_predictions_are_named():
     a, b, _ = predictions(linear)
     for case in (1, 3):
-        with pytest.raises(ValueError, match="configuration C"):
+        with pytest.raises(ValueError, match="prediction at C"):
             pisc(a, b, None, DR, DR_B, BATCH, case)
     with pytest.raises(ValueError, match="end of the leg"):
         pisc(a, b, None, DR, DR_B, BATCH, 2, k=0.5)
-    with pytest.raises(ValueError, match="not evaluated"):
-        pitc(Configuration(a.energy), b, DR, BATCH)
     with pytest.raises(ValueError, match="cases 1, 2 and 3"):
         pisc(a, b, b, DR, DR_B, BATCH, 4)  # type: ignore[arg-type]
 
 
 def test_first_order_needs_no_forces_at_the_end():
     a, b, c = predictions(anharmonic)
-    bare_c, bare_b = Configuration(c.energy), Configuration(b.energy)
+    unknown = torch.full_like(a.forces, torch.nan)
+    bare_c, bare_b = Prediction(c.energy, unknown), Prediction(b.energy, unknown)
     assert torch.equal(pitc(a, bare_c, DR, BATCH), pitc(a, c, DR, BATCH))
     assert torch.equal(pisc(a, b, bare_c, DR, DR_B, BATCH, 1), pisc(a, b, c, DR, DR_B, BATCH, 1))
     assert torch.equal(pisc(a, bare_b, c, DR, DR_B, BATCH, 3), pisc(a, b, c, DR, DR_B, BATCH, 3))
@@ -286,9 +283,9 @@ def test_first_order_needs_no_forces_at_the_end():
 @pytest.mark.parametrize("kind", ["mse", "mae", "relu"])
 def test_weak_label_against_numpy(kind):
     """Labels take the place of predictions at A (Eqs. A2, A3)."""
-    reference = Configuration(rand(3, seed=5), rand(NUM_ATOMS, 3, seed=6))
-    c = Configuration(rand(3, seed=7), None)
-    filled = Configuration(c.energy, reference.forces)
+    reference = Prediction(rand(3, seed=5), rand(NUM_ATOMS, 3, seed=6))
+    c = Prediction(rand(3, seed=7), torch.full((NUM_ATOMS, 3), torch.nan))
+    filled = Prediction(c.energy, reference.forces)
     np.testing.assert_allclose(
         weak_label(reference, c, DR, BATCH, kind), numpy_loss(reference, filled, DR, 0.0, kind), rtol=1e-12
     )
@@ -312,7 +309,7 @@ def inputs() -> list[Tensor]:
 
 def all_terms(case: int = 1, k: float = 0.5, kind: str = "mse"):
     def function(ea: Tensor, fa: Tensor, eb: Tensor, fb: Tensor, ec: Tensor, fc: Tensor) -> Tensor:
-        a, b, c = Configuration(ea, fa), Configuration(eb, fb), Configuration(ec, fc)
+        a, b, c = Prediction(ea, fa), Prediction(eb, fb), Prediction(ec, fc)
         return pitc(a, c, DR, BATCH, k, kind) + pisc(a, b, c, DR, DR_B, BATCH, case, k, kind)
 
     return function
@@ -333,10 +330,10 @@ def test_second_derivatives_through_a_surface():
     """Gradient forces: the loss is differentiated through forces that are derivatives themselves."""
 
     def loss(pos: Tensor, strength: Tensor) -> Tensor:
-        def at(position: Tensor) -> Configuration:
+        def at(position: Tensor) -> Prediction:
             energy = per_structure((strength * torch.sin(position) * torch.cos(0.5 * position)).sum(-1))
             (slope,) = torch.autograd.grad(energy.sum(), position, create_graph=True)
-            return Configuration(energy, -slope)
+            return Prediction(energy, -slope)
 
         return pitc(at(pos), at(pos + DR), DR, BATCH, 0.5)
 
@@ -365,13 +362,11 @@ def test_no_leakage_between_structures(case, k):
 def test_both_sides_are_differentiated():
     """No stop-gradient: energies at both ends, and the forces of the expansion (Eqs. A5, A6)."""
     ea, fa, eb, fb, ec, fc = variables = inputs()
-    first = pitc(Configuration(ea, fa), Configuration(ec, fc), DR, BATCH, 0.0).sum()
+    first = pitc(Prediction(ea, fa), Prediction(ec, fc), DR, BATCH, 0.0).sum()
     for variable, flows in zip(variables, (True, True, False, False, True, False), strict=True):
         (gradient,) = torch.autograd.grad(first, variable, retain_graph=True, allow_unused=True)
         assert flows == (gradient is not None and bool(gradient.ne(0).all()))
-    second = pisc(
-        Configuration(ea, fa), Configuration(eb, fb), Configuration(ec, fc), DR, DR_B, BATCH, 2, 0.5
-    )
+    second = pisc(Prediction(ea, fa), Prediction(eb, fb), Prediction(ec, fc), DR, DR_B, BATCH, 2, 0.5)
     for variable, flows in zip(variables, (True, True, True, True, False, True), strict=True):
         (gradient,) = torch.autograd.grad(second.sum(), variable, retain_graph=True, allow_unused=True)
         assert flows == (gradient is not None and bool(gradient.ne(0).all()))
@@ -380,7 +375,7 @@ def test_both_sides_are_differentiated():
 def test_gradient_of_the_energies_is_equal_and_opposite():
     """A constant added to all energies changes nothing."""
     ea, fa, _, _, ec, fc = inputs()
-    loss = pitc(Configuration(ea, fa), Configuration(ec, fc), DR, BATCH, 0.5).sum()
+    loss = pitc(Prediction(ea, fa), Prediction(ec, fc), DR, BATCH, 0.5).sum()
     at_a, at_c = torch.autograd.grad(loss, (ea, ec))
     torch.testing.assert_close(at_a, -at_c)
 
@@ -393,7 +388,7 @@ def test_rotation_translation_and_permutation_leave_every_term():
     rotation = torch.linalg.qr(rand(3, 3, seed=50))[0]
     order_ = torch.randperm(NUM_ATOMS, generator=torch.Generator().manual_seed(1))
     turn = lambda x: (x @ rotation.T)[order_]
-    turned = [Configuration(x.energy, turn(x.forces)) for x in (a, b, c)]
+    turned = [Prediction(x.energy, turn(x.forces)) for x in (a, b, c)]
     for case in (1, 2, 3):
         torch.testing.assert_close(
             pisc(*turned, turn(DR), turn(DR_B), BATCH[order_], case, 0.5),
@@ -404,7 +399,7 @@ def test_rotation_translation_and_permutation_leave_every_term():
 
 def test_float64_rounds_far_less_than_float32():
     a, c = quadratic(POS), quadratic(POS + DR)
-    low = [Configuration(x.energy.float(), x.forces.float()) for x in (a, c)]
+    low = [Prediction(x.energy.float(), x.forces.float()) for x in (a, c)]
     double = leg_residual(a, c, DR, BATCH, 0.5).abs().max()
     single = leg_residual(*low, DR.float(), BATCH, 0.5).abs().max()
     assert double < 1e-5 * single
@@ -414,5 +409,5 @@ def test_energies_are_subtracted_before_the_work_is():
     """Large energies that cancel exactly leave the small work its digits, in float32."""
     big = torch.full((3,), 4.0e5)
     forces, step = torch.full((NUM_ATOMS, 3), 1e-3), torch.full((NUM_ATOMS, 3), 1e-3)
-    residual = leg_residual(Configuration(big, forces), Configuration(big, forces), step, BATCH)
+    residual = leg_residual(Prediction(big, forces), Prediction(big, forces), step, BATCH)
     torch.testing.assert_close(residual, -3e-6 * SIZES.float())

@@ -89,12 +89,12 @@ def test_total_loss_against_an_independent_computation(tiny_data, tmp_path, mode
     batch = first_batch(trainer)
     before = batch.clone()
     out, loss = forward_and_loss(trainer, batch)
-    dr, dr_b = out.displaced.dr, out.displaced.maybe_dr_b
+    dr, dr_b = out.moved["C"], out.moved.get("B")
     expected = independent_eq5(trainer, before, PIWSLSettings(**piwsl), dr, dr_b)
     assert loss.item() == pytest.approx(sum(expected.values()), rel=2e-4)
     for name, value in expected.items():
         # a residual of 1e-4 kcal/mol is the difference of energies of several
-        assert trainer._loss_terms[f"weighted_{name}"].item() == pytest.approx(value, rel=2e-2, abs=1e-8)
+        assert out.log[f"weighted_{name}"].item() == pytest.approx(value, rel=2e-2, abs=1e-8)
 
 
 def independent_eq5(trainer, batch, s: PIWSLSettings, dr, dr_b) -> dict[str, float]:
@@ -154,13 +154,13 @@ def test_draws_depend_on_seed_rank_and_step(tiny_data, tmp_path):
     source, free = step_generator(0, 0, 7, torch.device("cpu")), torch.ones(len(batch.pos), dtype=torch.bool)
     settings = PIWSLSettings(**piwsl)
     arguments = (settings, batch.pos, batch.batch, batch.natoms, free, torch.stack(shortest), source)
-    torch.testing.assert_close(out.displaced.dr, draw(*arguments))
-    torch.testing.assert_close(out.displaced.dr_b, draw(*arguments))
-    longest = torch.stack([out.displaced.dr[batch.batch == i].norm(dim=-1).max() for i in range(4)])
+    torch.testing.assert_close(out.moved["C"], draw(*arguments))
+    torch.testing.assert_close(out.moved["B"], draw(*arguments))
+    longest = torch.stack([out.moved["C"][batch.batch == i].norm(dim=-1).max() for i in range(4)])
     assert (longest <= 0.3 * torch.stack(shortest) + 1e-6).all()
     trainer.step = 8
     again, _ = forward_and_loss(trainer, batch)
-    assert not torch.equal(again.displaced.dr, out.displaced.dr)
+    assert not torch.equal(again.moved["C"], out.moved["C"])
 
 
 # ------------------------------------------------------------------ what is evaluated
@@ -198,10 +198,10 @@ def test_case_2_moves_to_b_without_c(tiny_data, tmp_path):
     batch, seen = first_batch(trainer), []
     trainer.model.register_forward_pre_hook(lambda _, args: seen.append(args[0].pos.clone()))
     out, _ = forward_and_loss(trainer, batch)
-    assert out.displaced.maybe_c is None
+    assert "C" not in out.at
     a, b = seen[0].chunk(2)
     assert torch.equal(a, batch.pos)
-    assert torch.equal(b, batch.pos + out.displaced.dr_b)
+    assert torch.equal(b, batch.pos + out.moved["B"])
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_schedule_decides_step_by_step(tiny_data, tmp_path):
     def recorded(out, batch):
         loss = compute(out, batch)
         if trainer.model.training:
-            terms = trainer._loss_terms
+            terms = out.log
             shares.append((terms["weighted_pitc"] / terms["loss_pitc"]).item() if "loss_pitc" in terms else 0)
         return loss
 
@@ -252,13 +252,14 @@ def test_no_leakage_between_structures(tiny_data, tmp_path):
     out = trainer._forward(batch)
     owner = torch.cat([batch.batch] * 3)
     monitored = (outputs["energy"], outputs["forces"])
-    at = out.displaced
+    a, b, c = (out.at[point] for point in "ABC")
+    dr, dr_b = out.moved["C"], out.moved["B"]
     from fairchem_piwsl import losses
 
     for name, values in {
-        "pitc": losses.pitc(at.a, at.c, at.dr, batch.batch, 0.5),
-        "pisc": losses.pisc(at.a, at.b, at.c, at.dr, at.dr_b, batch.batch, 1, 0.5),
-        "wl": losses.weak_label(trainer._reference(at.a, batch)[0], at.c, at.dr, batch.batch),
+        "pitc": losses.pitc(a, c, dr, batch.batch, 0.5),
+        "pisc": losses.pisc(a, b, c, dr, dr_b, batch.batch, 1, 0.5),
+        "wl": losses.weak_label(trainer._reference(a, batch)[0], c, dr, batch.batch),
     }.items():
         for i in range(batch.num_graphs):
             energy, forces = torch.autograd.grad(values[i], monitored, retain_graph=True, allow_unused=True)
@@ -318,10 +319,10 @@ def test_adversarial_displacements_follow_the_energy_error(tiny_data, tmp_path, 
     error_f = forces - before.forces.numpy() / KCAL_PER_MOL
     direction = -np.sign(error_e)[before.batch.numpy(), None] * error_f
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    dr = out.displaced.dr.numpy()
+    dr = out.moved["C"].numpy()
     cosine = (dr * direction).sum(1) / 0.02
     np.testing.assert_allclose(np.abs(cosine), 1, rtol=1e-4)
-    assert not out.displaced.dr.requires_grad
-    expected = independent_eq5(trainer, before, PIWSLSettings(**piwsl), out.displaced.dr, None)
+    assert not out.moved["C"].requires_grad
+    expected = independent_eq5(trainer, before, PIWSLSettings(**piwsl), out.moved["C"], None)
     assert loss.item() == pytest.approx(sum(expected.values()), rel=2e-4)
     loss.backward()

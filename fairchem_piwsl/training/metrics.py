@@ -37,6 +37,22 @@ def add(metrics: Metrics, name: str, total: float, numel: int) -> None:
     entry["metric"] = _value(name, entry)
 
 
+def add_terms(metrics: Metrics, log: Mapping[str, Tensor], step: int) -> None:
+    """Add the terms of one batch's loss, with one transfer from the device.
+
+    Raises:
+        FloatingPointError: a term is NaN or infinite.
+    """
+    values = torch.stack(list(log.values())).tolist() if log else []
+    for name, value in zip(log, values, strict=True):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value} at step {step}: training diverged; lower optim.lr_initial or set "
+                "optim.clip_grad_norm."
+            )
+        add(metrics, name, value, 1)
+
+
 def add_squares(
     metrics: Metrics,
     name: str,

@@ -53,7 +53,7 @@ def _label(structure: Data, name: str) -> Tensor | None:
 
 
 class LabelledLoss(nn.Module):
-    """Upstream's loss over the labelled rows of all ranks, also recorded for the log.
+    """Upstream's loss over the labelled rows of all ranks.
 
     Equal to `DDPLoss` bit for bit where no label is missing. A missing row is given the prediction as its
     label: its loss and gradient are zero, and every parameter stays part of the graph, which distributed
@@ -66,8 +66,6 @@ class LabelledLoss(nn.Module):
     def __init__(self, loss: DDPLoss) -> None:
         super().__init__()
         self.loss = loss
-        #: value of the latest call, without graph
-        self.latest: Tensor | None = None
 
     def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
         """Loss of predictions against labels, both `[B, 1]` or `[N, 3]`, normalised; NaN marks no label."""
@@ -82,7 +80,6 @@ class LabelledLoss(nn.Module):
             labelled = (~missing).sum() * (values.numel() // max(len(missing), 1))
             labelled = distutils.all_reduce(labelled, device=total.device).clamp_min(1)
             total = total * distutils.get_world_size() / labelled
-        self.latest = total.detach()
         return total
 
 

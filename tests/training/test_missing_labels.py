@@ -111,13 +111,6 @@ def test_a_prediction_that_is_not_a_number_is_not_hidden():
     assert value.isnan()
 
 
-def test_latest_value_is_kept_for_the_log():
-    loss = LabelledLoss(DDPLoss("mae", "mean"))
-    value, _ = value_and_gradient(loss, rand(3, 1), rand(3, 1, 1))
-    assert torch.equal(loss.latest, value)
-    assert not loss.latest.requires_grad
-
-
 @pytest.mark.parametrize("name", ENERGY_LOSSES)
 def test_energies_in_float64_train_through_the_trainer(tmp_path, name):
     """As `piwsl prepare` writes them: energy float64, a number without dimension."""

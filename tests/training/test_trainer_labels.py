@@ -143,8 +143,8 @@ def test_supervised_terms_are_means_over_labelled_rows(some_forces, tmp_path):
     energy, forces = (out[key].detach() for key in ("energy", "forces"))
     error = (energy.ravel() - batch.energy / KCAL_PER_MOL).abs()
     norm = (forces - batch.forces / KCAL_PER_MOL).norm(dim=-1)
-    assert trainer._loss_terms["loss_energy"].item() == pytest.approx(error.nanmean().item(), rel=1e-5)
-    assert trainer._loss_terms["loss_forces"].item() == pytest.approx(norm.nanmean().item(), rel=1e-5)
+    assert out.log["loss_energy"].item() == pytest.approx(error.nanmean().item(), rel=1e-5)
+    assert out.log["loss_forces"].item() == pytest.approx(norm.nanmean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("forces", ["reference", "predicted"])
@@ -153,16 +153,16 @@ def test_weak_label_is_a_mean_over_structures_with_the_labels_it_needs(some_forc
     for batch in trainer.train_loader.loader:
         before = batch.clone()
         out, loss = forward_and_loss(trainer, batch)
-        dr, unit = out.displaced.dr.double().numpy(), KCAL_PER_MOL * 23.060548
+        dr, unit = out.moved["C"].double().numpy(), KCAL_PER_MOL * 23.060548
         _, f_a = separate_call(trainer.model, before, before.pos)
-        e_c, _ = separate_call(trainer.model, before, before.pos + out.displaced.dr)
+        e_c, _ = separate_call(trainer.model, before, before.pos + out.moved["C"])
         label_e, label_f = before.energy.numpy() * 23.060548, before.forces.numpy() * 23.060548
         slope = label_f if forces == "reference" else f_a * unit
         values = []
         for i in range(before.num_graphs):
             own = (before.batch == i).numpy()
             values.append((label_e[i] - (dr[own] * slope[own]).sum() - e_c[i] * unit) ** 2)
-        value = trainer._loss_terms["loss_wl"].item()
+        value = out.log["loss_wl"].item()
         if np.isnan(values).all():
             assert value == 0
         else:
@@ -179,7 +179,7 @@ def test_adversarial_direction_without_force_labels(energy_only, tmp_path):
     before = batch.clone()
     out, loss = forward_and_loss(trainer, batch)
     _, forces = separate_call(trainer.model, before, before.pos)
-    cosine = (out.displaced.dr.numpy() * forces).sum(1) / (0.01 * np.linalg.norm(forces, axis=1))
+    cosine = (out.moved["C"].numpy() * forces).sum(1) / (0.01 * np.linalg.norm(forces, axis=1))
     np.testing.assert_allclose(np.abs(cosine), 1, rtol=1e-4)
     assert torch.isfinite(loss)
 
@@ -189,9 +189,9 @@ def test_missing_energies_leave_the_weak_terms_alone(some_forces, tmp_path, kind
     """PITC and PISC need no labels: every structure counts."""
     trainer = trainer_at_step(some_forces, tmp_path, {**CASE_D, "perturbation": kind})
     for batch in trainer.train_loader.loader:
-        _, loss = forward_and_loss(trainer, batch)
+        out, loss = forward_and_loss(trainer, batch)
         assert torch.isfinite(loss)
-        assert trainer._loss_terms["loss_pitc"] > 0
+        assert out.log["loss_pitc"] > 0
 
 
 # ------------------------------------------------------------------ fixed atoms
@@ -208,11 +208,11 @@ def test_fixed_atoms_neither_move_nor_count(tmp_path):
     batch = first_batch(trainer)
     out, _ = forward_and_loss(trainer, batch)
     fixed = batch.fixed == 1
-    for dr in (out.displaced.dr, out.displaced.dr_b):
+    for dr in (out.moved["C"], out.moved["B"]):
         assert dr[fixed].eq(0).all()
         assert dr[~fixed].ne(0).any(-1).all()
     norm = (out["forces"].detach() - batch.forces / KCAL_PER_MOL).norm(dim=-1)[~fixed].mean()
-    assert trainer._loss_terms["loss_forces"].item() == pytest.approx(norm.item(), rel=1e-5)
+    assert out.log["loss_forces"].item() == pytest.approx(norm.item(), rel=1e-5)
     trainer.train(disable_eval_tqdm=True)
 
 

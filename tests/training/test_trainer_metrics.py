@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import KCAL_PER_MOL, make_config, make_trainer
-from helpers_trainer import CASE_D, counted_calls, first_batch, logged, seg, separate_call, trainer_at_step
+from helpers_trainer import (
+    CASE_D,
+    counted_calls,
+    first_batch,
+    forward_and_loss,
+    logged,
+    seg,
+    separate_call,
+    trainer_at_step,
+)
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.perturbations import draw, step_generator
@@ -114,7 +123,7 @@ def test_each_term_is_logged_raw_and_weighted(tiny_data, tmp_path):
     def recorded(out, batch):
         loss = compute(out, batch)
         if trainer.model.training:
-            totals.append((loss.item(), {name: value.item() for name, value in trainer._loss_terms.items()}))
+            totals.append((loss.item(), {name: value.item() for name, value in out.log.items()}))
         return loss
 
     trainer._compute_loss = recorded
@@ -136,10 +145,8 @@ def test_each_term_is_logged_raw_and_weighted(tiny_data, tmp_path):
 
 def test_terms_that_are_off_are_not_logged(tiny_data, tmp_path):
     trainer = trainer_at_step(tiny_data, tmp_path, {"c_pitc": 1})
-    trainer._compute_loss(trainer._forward(batch := first_batch(trainer)), batch)
-    assert set(trainer._loss_terms) == {
-        f"{a}_{b}" for a in ("loss", "weighted") for b in ("energy", "forces", "pitc")
-    }
+    out, _ = forward_and_loss(trainer, first_batch(trainer))
+    assert set(out.log) == {f"{a}_{b}" for a in ("loss", "weighted") for b in ("energy", "forces", "pitc")}
 
 
 # ------------------------------------------------------------------ best checkpoint

@@ -21,8 +21,8 @@ def test_config_in_the_old_layout_trains(tmp_path):
     config.update(task={"dataset": "lmdb"}, outputs={}, loss_functions={}, evaluation_metrics={})
     trainer = make_trainer(config)
     terms: set[str] = set()
-    backward = trainer._backward
-    trainer._backward = lambda loss: (terms.update(trainer._loss_terms), backward(loss))
+    compute = trainer._compute_metrics
+    trainer._compute_metrics = lambda out, *rest: (terms.update(out.log), compute(out, *rest))[1]
     trainer.train(disable_eval_tqdm=True)
     assert terms == {
         f"{kind}_{term}" for kind in ("loss", "weighted") for term in ("energy", "forces", "pitc", "pisc")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,8 @@ def terms(folder: Path, unit: str, stdev: float | None, mean: float, references:
     trainer = make_trainer(config)
     trainer.step = 1
     trainer.model = Surface(trainer, size).train()
-    forward_and_loss(trainer, first_batch(trainer))
-    return copy.deepcopy(trainer._loss_terms)
+    out, _ = forward_and_loss(trainer, first_batch(trainer))
+    return out.log
 
 
 VARIANTS = {

@@ -1,0 +1,187 @@
+"""Upstream's S2EF trainer with what every training needs, whatever its loss.
+
+Missing labels, root mean squares, any metric as the best checkpoint's, a checkpoint of the last step, schedules
+in epochs and a start from the weights of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from fairchem.core.trainers import OCPTrainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch_geometric.data import Batch
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training import metrics, preflight
+from fairchem_piwsl.training.checkpoints import (
+    ResumableMixin,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+)
+from fairchem_piwsl.training.cpu_memory import keep_freed_memory
+from fairchem_piwsl.training.fine_tuning import start_from
+from fairchem_piwsl.training.loss_terms import Outputs, Term, Weighting, add_up, as_configured
+from fairchem_piwsl.training.missing_labels import FillMissingLabels, LabelledLoss
+from fairchem_piwsl.training.schedules import with_schedule
+
+
+class S2EFTrainer(ResumableMixin, OCPTrainer):
+    """`OCPTrainer` whose loss is a sum of named terms (`terms`), each logged raw and weighted."""
+
+    def __init__(self, **config: Any) -> None:
+        self.weighting: Weighting = as_configured
+        self._checkpoint_without_state: str | None = None
+        super().__init__(**preflight.check(config))
+        if self.cpu:
+            keep_freed_memory()
+
+    # ---------------------------------------------------------------- outputs, loss, metrics
+
+    def _forward(self, batch: Batch) -> Outputs:
+        return Outputs(super()._forward(batch))
+
+    def _compute_loss(self, out: Outputs, batch: Batch) -> Tensor:
+        """Sum of all terms; what is to be logged of them goes with the outputs."""
+        loss, out.log = add_up(self.weighting(list(self.terms(out, batch))))
+        for output in self.output_targets.keys() - {target for target, _ in self.loss_functions}:
+            # distributed training, which fairchem uses on a single rank too, wants every parameter in the graph,
+            # also where training is on energies only
+            loss = loss + 0.0 * out[output].sum()
+        return loss
+
+    def terms(self, out: Outputs, batch: Batch) -> Iterator[Term]:
+        """The terms of Eq. 1: upstream's own function, with one of its losses at a time."""
+        for target, info in self.loss_functions:
+            alone = self._with(loss_functions=[(target, {**info, "coefficient": 1})])
+            yield Term(target, super(S2EFTrainer, alone)._compute_loss(out, batch), info["coefficient"])
+
+    def _compute_metrics(self, out: Outputs, batch, evaluator, metrics_so_far=None):
+        levels = {name: target["level"] for name, target in self.output_targets.items()}
+        labelled = metrics.LabelledEvaluator(evaluator, levels)
+        result = super()._compute_metrics(out, batch, labelled, metrics_so_far)
+        # the metrics above have just waited for the device: one more transfer costs nothing
+        metrics.add_terms(result, out.log, self.step)
+        return metrics.finish(result) if self.model.training else result
+
+    def _aggregate_metrics(self, metrics_of_rank):
+        return metrics.finish(super()._aggregate_metrics(metrics_of_rank))
+
+    def _denorm_preds(self, target_key, prediction, batch):
+        if target_key in self.elementrefs:
+            # a total energy of -1e4 eV has no meV left in float32
+            prediction = prediction.double()
+        return super()._denorm_preds(target_key, prediction, batch)
+
+    # ---------------------------------------------------------------- the best checkpoint
+
+    def update_best(self, primary_metric, val_metrics, disable_eval_tqdm: bool = True) -> None:
+        """Save the best checkpoint so far: any error is minimised, RMSE included, and any agreement maximised.
+
+        The choice starts anew at the first validation that counts (`counts_from`).
+        """
+        if primary_metric not in val_metrics:
+            raise UserError(
+                f"evaluation_metrics.primary_metric '{primary_metric}' is not among the validation metrics "
+                f"({', '.join(val_metrics)}); choose one of these."
+            )
+        lower = metrics.lower_is_better(primary_metric)
+        # upstream starts at -1 where the name of an error does not contain "mae"
+        if self._starts_counting() or (lower and self.best_val_metric < 0):
+            self.best_val_metric: float = math.inf if lower else -math.inf
+        value = float(val_metrics[primary_metric]["metric"])
+        if value < self.best_val_metric if lower else value > self.best_val_metric:
+            self.best_val_metric = value
+            self.save(metrics=val_metrics, checkpoint_file="best_checkpoint.pt", training_state=False)
+            if self.test_loader is not None:
+                self.predict(self.test_loader, results_file="predictions", disable_tqdm=disable_eval_tqdm)
+
+    def counts_from(self, num_steps: int) -> int:
+        """First step of a run of `num_steps` whose validation may choose the best checkpoint."""
+        return 0
+
+    def _starts_counting(self) -> bool:
+        """Whether this is the first validation that counts; steps alone decide, so a resumed run agrees."""
+        first = self.counts_from(self.config["optim"]["max_epochs"] * len(self.train_loader))
+        previous = max(self.step - 1, 0) // self._eval_every * self._eval_every
+        return previous < first <= self.step
+
+    @property
+    def _eval_every(self) -> int:
+        return self.config["optim"].get("eval_every", len(self.train_loader))
+
+    # ---------------------------------------------------------------- a run
+
+    def train(self, disable_eval_tqdm: bool = False) -> None:
+        """Upstream's training loop; it ends with a validation and a checkpoint of the last step."""
+        if self._checkpoint_without_state:
+            raise UserError(
+                f"{self._checkpoint_without_state} holds weights without optimizer and EMA, so training cannot "
+                "be resumed from it; resume from checkpoint.pt, or start anew from these weights with "
+                "optim.finetune_from."
+            )
+        epochs, steps = self.config["optim"]["max_epochs"], len(self.train_loader)
+        if self.step >= epochs * steps:
+            raise UserError(
+                f"nothing to train: the checkpoint is at step {self.step} and optim.max_epochs {epochs} ends at "
+                f"step {epochs * steps}; raise optim.max_epochs to go on, or use optim.finetune_from to start "
+                "anew from its weights."
+            )
+        logging.info(f"training steps: {epochs * steps} ({epochs} epochs of {steps})")
+        super().train(disable_eval_tqdm)
+        if self.val_loader is not None and self.step % self._eval_every:
+            # a run that is continued draws as if this validation had not been
+            state = random_state()
+            found = self.validate("val", disable_eval_tqdm)
+            self.update_best(self.evaluation_metrics["primary_metric"], found, disable_eval_tqdm)
+            set_random_state(state)
+        self.save(checkpoint_file="checkpoint.pt", training_state=True)
+
+    def load_task(self) -> None:
+        super().load_task()
+        # configs in the layout before fairchem 1.0 arrive here without one, which upstream cannot compare
+        default = "forces_rmse" if "forces" in self.output_targets else "energy_rmse"
+        self.evaluation_metrics.setdefault("primary_metric", default)
+
+    def load_model(self) -> None:
+        super().load_model()
+        source = self.config["optim"].get("finetune_from")
+        if source:
+            start_from(self._unwrapped_model, source)
+
+    def get_dataloader(self, dataset, sampler, workers=None) -> DataLoader:
+        loader = super().get_dataloader(dataset, sampler, workers)
+        loader.collate_fn = FillMissingLabels(loader.collate_fn, self.output_targets)
+        return loader
+
+    def load_loss(self) -> None:
+        super().load_loss()
+        for _, info in self.loss_functions:
+            info["fn"] = LabelledLoss(info["fn"])
+
+    def load_extras(self) -> None:
+        optim = self.config["optim"]
+        # the function of the schedule is for upstream's scheduler alone: checkpoints hold plain settings
+        self.config["optim"] = with_schedule(optim, len(self.train_loader) if self.train_loader else 1)
+        super().load_extras()
+        self.config["optim"] = optim
+        if self.ema is not None and self.config["optim"].get("ema_warmup"):
+            # counting updates makes upstream's average start short, so that it forgets the initial weights
+            self.ema.num_updates = 0
+
+    def load_checkpoint(self, checkpoint_path, checkpoint=None, inference_only: bool = False) -> None:
+        checkpoint = checkpoint or read_checkpoint(checkpoint_path, self.device)
+        self._checkpoint_without_state = None if "optimizer" in checkpoint else str(checkpoint_path)
+        super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+
+    def _with(self, **attributes: Any) -> Any:
+        """This trainer with other attributes, for one call of upstream's; the trainer itself does not change."""
+        other = copy.copy(self)
+        other.__dict__.update(attributes)
+        return other
