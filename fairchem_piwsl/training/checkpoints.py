@@ -9,22 +9,18 @@ finished temporary file into place.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training.checkpoint_files import read_checkpoint
+from fairchem_piwsl.upstream.checkpoint_writing import saving_whole_files
 
 if TYPE_CHECKING:
     from fairchem.core.trainers import OCPTrainer as _Trainer
@@ -42,30 +38,6 @@ class Preempted(BaseException):
     """
 
 
-def save_atomically(state: dict[str, Any], path: str | os.PathLike[str]) -> str:
-    """Write `state` to `path` so that readers see either the old file or the complete new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return str(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Delete temporary files that killed writers left in a checkpoint folder."""
     for leftover in Path(folder).glob(".*.pt.*.tmp"):
@@ -73,10 +45,11 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """State of the generators of Python, NumPy, torch and the current CUDA device."""
+    """State of the generators of Python, NumPy, torch and the current CUDA device, of plain types and tensors."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
@@ -85,7 +58,9 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Undo everything drawn since `random_state` returned `state`."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    kind, keys, *rest = state["numpy"]
+    keys = keys.cpu().numpy() if isinstance(keys, torch.Tensor) else keys  # an array in older files
+    np.random.set_state((kind, keys.astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
@@ -157,7 +132,7 @@ class ResumableMixin(_Trainer):
             self.train_loader = StepBoundary(self.train_loader, self._between_steps)
 
     def train(self, *args: Any, **kwargs: Any) -> None:
-        """As upstream; a checkpoint that fell due on the last step is written here."""
+        """As upstream; the end of the run is always written."""
         if not self.is_debug and _rank() == 0:
             remove_leftovers(self.config["cmd"]["checkpoint_dir"])
         self._in_loop = True
@@ -165,6 +140,7 @@ class ResumableMixin(_Trainer):
             super().train(*args, **kwargs)
         finally:
             self._in_loop = False
+        self._due = self._due or (None, "checkpoint.pt")
         self._write_due()
 
     def save(
@@ -177,7 +153,7 @@ class ResumableMixin(_Trainer):
         extra: dict[str, Any] = {}
         if training_state:
             extra["piwsl_resume"] = {"random": _gather(random_state()), "extra": _gather(self.extra_state())}
-        with _atomic_upstream(extra):
+        with saving_whole_files(extra):
             return super().save(metrics, checkpoint_file, training_state)
 
     def load_checkpoint(
@@ -227,20 +203,6 @@ class ResumableMixin(_Trainer):
             self._in_loop = in_loop
 
 
-def read_checkpoint(
-    path: str | os.PathLike[str], device: Any = "cpu", key: str = "--checkpoint"
-) -> dict[str, Any]:
-    """Load a checkpoint file; a missing or damaged one is a `UserError` that names the option or key at fault."""
-    if not Path(path).is_file():
-        raise UserError(f"checkpoint {path} does not exist: check the path given to {key}.")
-    logging.info(f"Loading checkpoint from: {path}")
-    try:
-        return torch.load(path, map_location=device, weights_only=False)
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {path} cannot be read ({reason}): pass another {key}.") from error
-
-
 def close_datasets(trainer: Any) -> None:
     """Close the LMDBs of a trainer that is done: a process cannot open the same file a second time."""
     for name in ("train_dataset", "val_dataset", "test_dataset", "relax_dataset"):
@@ -250,20 +212,6 @@ def close_datasets(trainer: Any) -> None:
                 if environment is not None:
                     environment.close()
             dataset = getattr(dataset, "dataset", None)  # of a subset
-
-
-@contextmanager
-def _atomic_upstream(extra: dict[str, Any]) -> Iterator[None]:
-    """Within the block, upstream's trainer saves through `save_atomically` and adds `extra` to the file."""
-    from fairchem.core.trainers import base_trainer
-
-    def save(
-        state: dict[str, Any], checkpoint_dir: str = "checkpoints/", checkpoint_file: str = "checkpoint.pt"
-    ) -> str:
-        return save_atomically({**state, **extra}, Path(checkpoint_dir) / checkpoint_file)
-
-    with mock.patch.object(base_trainer, "save_checkpoint", save):
-        yield
 
 
 def _rank() -> int:

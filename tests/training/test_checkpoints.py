@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
+import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,9 @@ from helpers_cluster import make_config, runnable
 
 import fairchem_piwsl  # noqa: F401  before fairchem
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.training.checkpoints import Preempted, ResumableMixin, read_checkpoint, save_atomically
+from fairchem_piwsl.training import checkpoint_files
+from fairchem_piwsl.training.checkpoint_files import read_checkpoint, read_torch_file, save_atomically
+from fairchem_piwsl.training.checkpoints import Preempted, ResumableMixin, random_state, set_random_state
 
 
 def make_trainer(stop_after: tuple[int, ...] = ()) -> type:
@@ -96,8 +102,8 @@ def test_stopped_three_times_ends_as_uninterrupted(tmp_path: Path, scheduler: st
     make_trainer()
     train(runnable(config, tmp_path / "parts"))
     whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
-    # max_epochs * batches = 16 steps; the last periodic checkpoint is of step 15
-    assert whole["step"] == parts["step"] == 15
+    # max_epochs * batches = 16 steps; the end is written though the last validation was at step 15
+    assert whole["step"] == parts["step"] == 16
     for key in ("state_dict", "optimizer", "scheduler", "ema", "best_val_metric", "piwsl_resume"):
         assert_same(whole[key], parts[key], key)
     assert_same(final(tmp_path / "whole", "best_checkpoint.pt")["state_dict"],
@@ -150,7 +156,7 @@ def test_same_training_as_upstream(tmp_path: Path) -> None:
 
 WRITER = """
 import sys, torch
-from fairchem_piwsl.training.checkpoints import save_atomically
+from fairchem_piwsl.training.checkpoint_files import save_atomically
 i = 0
 while True:
     i += 1
@@ -172,7 +178,7 @@ def test_kill_while_writing_leaves_a_readable_checkpoint(tmp_path: Path) -> None
         time.sleep(delay)
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
-        state = read_checkpoint(path)
+        state = read_torch_file(path)
         assert (state["x"] == state["i"]).all()
 
 
@@ -181,7 +187,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     save_atomically({"a": 1}, path)
     with pytest.raises(Exception, match="pickle"):
         save_atomically({"a": lambda: None}, path)
-    assert read_checkpoint(path) == {"a": 1}
+    assert read_torch_file(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -192,3 +198,81 @@ def test_unreadable_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"half")
     with pytest.raises(UserError, match=r"checkpoint\.pt cannot be read"):
         read_checkpoint(path)
+
+
+# ------------------------------------------------------------------ files that could run code
+
+
+class Malicious:
+    """A pickle that makes a file when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("executed",)
+
+
+def plain_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Malicious()))
+
+
+def old_format(path: Path) -> None:
+    torch.save({"state_dict": Malicious()}, path, _use_new_zipfile_serialization=False)
+
+
+def old_tar(path: Path) -> None:
+    """The format before 0.1.10, which torch before 2.6 loads with Python's pickle whatever it is told."""
+    with tarfile.open(path, "w") as file:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            content = pickle.dumps(Malicious())
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+
+
+def zipped(path: Path) -> None:
+    torch.save({"state_dict": Malicious()}, path)
+
+
+@pytest.mark.parametrize("write", [plain_pickle, old_format, old_tar, zipped])
+def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=r"checkpoint\.pt"):
+        read_checkpoint(tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_trust_is_explicit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"state_dict": torch.nn.Linear(1, 1)}, path)
+    with pytest.raises(UserError, match=r"Linear.*--trust-checkpoint .*PIWSL_TRUST_CHECKPOINT=1"):
+        read_torch_file(path)
+    monkeypatch.setenv(checkpoint_files.TRUST, "1")
+    assert isinstance(read_torch_file(path)["state_dict"], torch.nn.Linear)
+
+
+def test_older_files_need_no_trust(tmp_path: Path) -> None:
+    """Arrays and scalars of numpy, as in the random states that checkpoints used to hold."""
+    old = {**random_state(), "numpy": np.random.get_state(), "metric": np.float64(1.5), "flag": np.bool_(True)}
+    torch.save(old, tmp_path / "checkpoint.pt")
+    read = read_torch_file(tmp_path / "checkpoint.pt")
+    expected = np.random.rand(3), random.random(), torch.rand(2)
+    set_random_state(read)
+    assert (read["metric"], read["flag"]) == (1.5, True)
+    assert np.array_equal(np.random.rand(3), expected[0])
+    assert random.random() == expected[1]
+    assert torch.equal(torch.rand(2), expected[2])
+
+
+def test_random_states_are_plain(tmp_path: Path) -> None:
+    """torch's strict loading takes them as they are, so that fairchem's own loading does."""
+    torch.save(random_state(), tmp_path / "state.pt")
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(before)
+    expected = np.random.rand(3), random.random()
+    set_random_state(state)
+    assert np.array_equal(np.random.rand(3), expected[0])
+    assert random.random() == expected[1]
