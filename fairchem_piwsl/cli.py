@@ -30,8 +30,16 @@ app = typer.Typer(
 
 
 @app.callback()
-def _root() -> None:
-    """Keep typer in its many-commands form."""
+def _root(
+    trust_checkpoint: Annotated[
+        bool, typer.Option("--trust-checkpoint", help="Load checkpoints and .model files that can run code.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+    if trust_checkpoint:
+        from fairchem_piwsl.training.checkpoint_files import trust
+
+        trust()
 
 
 analysis.register(app)

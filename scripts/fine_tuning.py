@@ -33,7 +33,7 @@ from fairchem_piwsl.files import whole_file
 from fairchem_piwsl.models.mace_files import export, import_mace
 from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.sweeps.folder import write_yaml
-from fairchem_piwsl.training.checkpoints import save_atomically
+from fairchem_piwsl.training.checkpoint_files import read_checkpoint, save_atomically, trust
 from fairchem_piwsl.training.fine_tuning_references import from_config
 from fairchem_piwsl.units import KCAL_PER_MOL
 
@@ -243,7 +243,7 @@ def zero_shot(experiment: Experiment, model: str, pretrained: Path, size: int, s
     """Errors of the pre-trained model as it is, but for element references of the new level."""
     fine_tuning_config(experiment, model, {"optim": {"finetune_from": str(pretrained)}}, size, seed, model)
     references = references_file(experiment, model, size, seed)
-    state = torch.load(pretrained, map_location="cpu", weights_only=False)
+    state = read_checkpoint(pretrained)
     values = torch.from_numpy(np.load(references)["element_references"])
     old = state["elementrefs"]["energy"]["element_references"]
     state["elementrefs"]["energy"]["element_references"] = values[: len(old)].to(old)
@@ -258,6 +258,7 @@ def from_model_file(experiment: Experiment, model: str, pretrained: Path, size: 
     file = experiment.out / "pretraining" / f"{model}.model"
     if not file.exists():
         export(pretrained, file)
+    trust()  # the file is this recipe's own
     block = experiment.scale["models"][model]["model"]
     kept = {key: block[key] for key in ("name", "otf_graph", "use_pbc") if key in block}
     start = {"model": {**kept, "foundation": str(file), "ev_per_output": KCAL_PER_MOL}}

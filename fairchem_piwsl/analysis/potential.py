@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,8 +161,10 @@ def load_potential(
     """
     import torch
 
+    from fairchem_piwsl.training.checkpoint_files import copy_averaged_weights, read_checkpoint
+
     path = Path(checkpoint)
-    state = read_checkpoint(path)
+    state = read_checkpoint(path, key="checkpoint")
     config = copy.deepcopy(state["config"])
     if "energy" not in config["outputs"]:
         raise UserError(f"{path}: this model has no energy output (it has {', '.join(config['outputs'])}).")
@@ -183,8 +183,8 @@ def load_potential(
         raise UserError(
             f"{path}: its weights do not fit the model that its config names ({error})."
         ) from error
-    if ema and state.get("ema"):
-        _copy_averaged_weights(trainer.model, state["ema"]["shadow_params"])
+    if ema:
+        copy_averaged_weights(trainer.model, state)
     if gradient_forces:
         from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
@@ -235,30 +235,6 @@ def _label_parts(path: str | Path) -> tuple[str, ...]:
 def file_digest(path: str | Path) -> str:
     """A short name for the contents of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint of fairchem 1.10: config, state_dict, normalizers and more."""
-    import torch
-
-    if not path.is_file():
-        raise UserError(
-            f"{path}: there is no such checkpoint; give the path of a .pt file that training wrote."
-        )
-    try:
-        # Checkpoints are pickles with a config of plain objects: load only files from people you trust.
-        state = torch.load(path, map_location="cpu", weights_only=False)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: the file is truncated or no torch checkpoint ({first_line}).") from error
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}: it was written by another program ({error}).") from error
-    wanted = {"config", "state_dict", "normalizers"}
-    if not isinstance(state, dict) or not wanted <= state.keys() or "model" not in state["config"]:
-        raise UserError(
-            f"{path}: not a checkpoint of fairchem 1.10 (these hold config, state_dict and normalizers)."
-        )
-    return state
 
 
 def _build_trainer(path: Path, config: dict[str, Any], cpu: bool) -> Any:
@@ -342,12 +318,3 @@ def _default_dtype(dtype: Any) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _copy_averaged_weights(model: Any, averaged: Sequence[Any]) -> None:
-    import torch
-
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.no_grad():
-        for parameter, value in zip(parameters, averaged, strict=True):
-            parameter.copy_(value)

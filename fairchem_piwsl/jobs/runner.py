@@ -21,6 +21,7 @@ from submitit.helpers import DelayedSubmission
 
 import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces` wherever a job is unpickled
 from fairchem_piwsl.training.checkpoints import Preempted, close_datasets
+from fairchem_piwsl.upstream.checkpoint_access import reading_without_code
 
 #: seconds that other ranks wait for the requeue to end them
 WAIT_FOR_REQUEUE = 60
@@ -39,7 +40,8 @@ class Runner(_cli.Runner):
         try:
             with new_trainer_context(config=config) as context:
                 self.config, self.task, self.trainer = context.config, context.task, context.trainer
-                self.task.setup(self.trainer)
+                with reading_without_code(self.trainer):
+                    self.task.setup(self.trainer)
                 with signals.caught_for(self.trainer):
                     self.task.run()
         except Preempted as stop:

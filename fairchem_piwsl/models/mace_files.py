@@ -10,7 +10,6 @@ e3nn: MACE's own calculator reads them in the same environment, not where e3nn 0
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,8 @@ import torch
 from torch import nn
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import whole_file
+from fairchem_piwsl.training.checkpoint_files import load_weights, model_name, need_trust, read_checkpoint
 
 N_ELEMENTS = 119
 
@@ -42,11 +43,16 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def read_model(path: str | Path) -> nn.Module:
-    """The model of a `.model` file, on the CPU and in the file's precision."""
+    """The model of a `.model` file, on the CPU and in the file's precision.
+
+    Raises:
+        UserError: the file is missing, no MACE model, or not trusted: a pickle of a model can run any code.
+    """
     import_mace()
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"model.foundation {path} does not exist: give the path of a MACE .model file.")
+    need_trust(path, "is a pickle of a whole model")
     try:
         with _pickles_of_e3nn_044():
             model = torch.load(path, map_location="cpu", weights_only=False)
@@ -77,20 +83,19 @@ def write_model(model: nn.Module, path: str | Path, references: np.ndarray, scal
     energies.copy_(torch.as_tensor(references[model.atomic_numbers.cpu().numpy()]).expand_as(energies))
     model.scale_shift.scale *= scale
     model.scale_shift.shift *= scale
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(model, temporary)
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        torch.save(model, file)
 
 
 def export(checkpoint: str | Path, path: str | Path) -> None:
     """Write the MACE model of a fairchem checkpoint as a `.model` file in eV."""
-    from fairchem.core.common.utils import load_model_and_weights_from_checkpoint
+    from fairchem.core.common.registry import registry
 
-    if not Path(checkpoint).is_file():
-        raise UserError(f"{checkpoint} does not exist: give the path of a checkpoint of a MACE run.")
-    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    model = load_model_and_weights_from_checkpoint(str(checkpoint))
+    content = read_checkpoint(checkpoint, key="piwsl mace export")
+    model = registry.get_model_class(model_name(content))(
+        **{key: value for key, value in content["config"]["model"].items() if key != "name"}
+    )
+    load_weights(model, content, checkpoint, key="piwsl mace export")
     if not hasattr(model, "mace"):
         raise UserError(f"{checkpoint} holds a {type(model).__name__}: only MACE can be exported.")
     normalizer = content.get("normalizers", {}).get("energy", {"mean": torch.zeros(1), "rmsd": torch.ones(1)})

@@ -57,7 +57,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _read_run(checkpoint: Path) -> Run:
-    from fairchem_piwsl.analysis.potential import read_checkpoint
+    from fairchem_piwsl.training.checkpoint_files import read_checkpoint
 
     config = read_checkpoint(checkpoint)["config"]
     source = str(config.get("dataset", {}).get("src", "unknown"))

@@ -2,8 +2,8 @@
 
 A checkpoint is a pickle, and a pickle can run any code when it is loaded. Files are therefore read with torch's
 restricted unpickler, which makes tensors, plain Python objects and the few classes named here, and refuses all
-else. Files of another kind need an explicit word: `--trust-checkpoint`, or the environment variable
-`PIWSL_TRUST_CHECKPOINT=1`, which jobs and ranks inherit.
+else. Files of another kind need an explicit word: the option `--trust-checkpoint` of `piwsl` and `main.py`, or the
+environment variable `PIWSL_TRUST_CHECKPOINT=1`, which jobs and ranks inherit.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def need_trust(path: str | os.PathLike[str], reason: str) -> None:
     """Refuse a file that can run code, unless the user trusts it."""
     if not trusted():
         raise UserError(
-            f"{path} {reason}, so that loading it can run any code: if you trust who made it, add --trust-checkpoint "
-            f"(or set {TRUST}=1)."
+            f"{path} {reason}, so that loading it can run any code: if you trust who made it, set {TRUST}=1, or give "
+            "main.py or piwsl the option --trust-checkpoint (before the command's name)."
         )
 
 
@@ -91,13 +91,11 @@ def read_torch_file(path: str | os.PathLike[str], device: Any = "cpu", key: str 
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"checkpoint {path} does not exist: give the path of a .pt file that training wrote to {key}."
+            f"checkpoint {path} does not exist: give the path of a .pt file that training wrote, {key}."
         )
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(len(_ZIP)) == _ZIP
-        if not is_zip and not trusted():
-            # Before torch 2.6 the older formats run code even where only weights are asked for.
+        # Before torch 2.6 the older formats run code even where only weights are asked for.
+        if not trusted() and not _is_zip(path):
             _refuse_old_format(path, key)
         _allow_plain_classes()
         return torch.load(path, map_location=device, weights_only=not trusted())
@@ -106,19 +104,30 @@ def read_torch_file(path: str | os.PathLike[str], device: Any = "cpu", key: str 
     except Exception as error:  # anything may come out of a damaged file
         refused = _REFUSED.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
-            what = f"the class or function {refused[1].rstrip('.')}" if refused[1] else "unusual Python objects"
+            what = (
+                f"the class or function {refused[1].rstrip('.')}" if refused[1] else "unusual Python objects"
+            )
             need_trust(path, f"holds {what}")
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise UserError(f"checkpoint {path} cannot be read ({reason}): pass another {key}.") from error
+        raise UserError(_unreadable(path, key, reason)) from error
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
 
 
 def _refuse_old_format(path: Path, key: str) -> None:
     with path.open("rb") as file:
-        pickled = file.read(1) == pickle.PROTO
-    if pickled:
+        first = file.read(512)
+    if first[:1] == pickle.PROTO or first[257:262] == b"ustar":
         need_trust(path, "is a plain pickle or in a format before torch 1.6")
-    raise UserError(
-        f"checkpoint {path} cannot be read (it is not a file that torch.save wrote): pass another {key}."
+    raise UserError(_unreadable(path, key, "not written by torch.save"))
+
+
+def _unreadable(path: Path, key: str, reason: str) -> str:
+    return (
+        f"checkpoint {path} cannot be read: truncated or no torch checkpoint ({reason}); pass another {key}."
     )
 
 
@@ -139,7 +148,7 @@ def check_checkpoint(content: Any, path: str | os.PathLike[str], key: str = "--c
     if not isinstance(content["config"].get("model"), str | Mapping):
         _refuse(path, key, "has a config without a model")
     weights = content["state_dict"]
-    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
         _refuse(path, key, "has a 'state_dict' that is not a dict of tensors")
     for name, value in weights.items():
         if value.isnan().any():
@@ -161,7 +170,9 @@ def model_name(checkpoint: Mapping[str, Any]) -> str:
     return str(model if isinstance(model, str) else model.get("name", "unknown"))
 
 
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike[str], key: str) -> None:
+def load_weights(
+    model: nn.Module, checkpoint: Mapping[str, Any], path: str | os.PathLike[str], key: str
+) -> None:
     """Give `model` the weights of a checkpoint; a `UserError` where they belong to another one."""
     from fairchem.core.common.utils import match_state_dict
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from fairchem_piwsl.training.checkpoint_files import read_checkpoint
-from fairchem_piwsl.upstream.checkpoint_writing import saving_whole_files
+from fairchem_piwsl.upstream.checkpoint_access import saving_whole_files
 
 if TYPE_CHECKING:
     from fairchem.core.trainers import OCPTrainer as _Trainer

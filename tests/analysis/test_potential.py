@@ -151,7 +151,7 @@ def test_gradient_forces_serve_models_without_a_forces_output(checkpoints, struc
 
 def test_bad_checkpoints_are_named(checkpoints, tmp_path):
     good = checkpoints["painn"] / "best_checkpoint.pt"
-    with pytest.raises(UserError, match=r"missing\.pt: there is no such checkpoint"):
+    with pytest.raises(UserError, match=r"missing\.pt does not exist"):
         load_potential(tmp_path / "missing.pt")
     truncated = tmp_path / "truncated.pt"
     truncated.write_bytes(good.read_bytes()[:2000])
@@ -159,7 +159,7 @@ def test_bad_checkpoints_are_named(checkpoints, tmp_path):
         load_potential(truncated)
     foreign = tmp_path / "foreign.pt"
     torch.save({"weights": torch.zeros(3)}, foreign)
-    with pytest.raises(UserError, match=r"not a checkpoint of fairchem 1\.10"):
+    with pytest.raises(UserError, match=r"foreign\.pt is not a fairchem checkpoint"):
         load_potential(foreign)
     state = torch.load(good, weights_only=False)
     state["config"]["model"]["hidden_channels"] = 24

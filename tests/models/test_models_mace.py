@@ -25,6 +25,7 @@ pytest.importorskip(
     exc_type=ImportError,
 )
 from fairchem_piwsl.models import mace_files
+from fairchem_piwsl.training.checkpoint_files import TRUST
 
 DATA = Path(__file__).parents[1] / "data"
 TINY = dict(
@@ -38,6 +39,12 @@ TINY = dict(
     radial_mlp=[8, 8],
     cutoff=5.0,
 )
+
+
+@pytest.fixture(autouse=True)
+def _trust(monkeypatch):
+    """A file of MACE is a pickle of the whole model."""
+    monkeypatch.setenv(TRUST, "1")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +153,12 @@ def test_training_starts_from_a_file(published, tiny_data, tmp_path):
 def test_mistakes_name_the_key(wrong, key):
     with pytest.raises(UserError, match=key):
         build(TINY | wrong)
+
+
+def test_files_need_trust(published, monkeypatch):
+    monkeypatch.delenv(TRUST)
+    with pytest.raises(UserError, match=r"published\.model is a pickle .*--trust-checkpoint"):
+        mace_files.read_model(published)
 
 
 def test_other_pickles_are_refused(tmp_path):

@@ -244,7 +244,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_trust_is_explicit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoint.pt"
     torch.save({"state_dict": torch.nn.Linear(1, 1)}, path)
-    with pytest.raises(UserError, match=r"Linear.*--trust-checkpoint .*PIWSL_TRUST_CHECKPOINT=1"):
+    with pytest.raises(UserError, match=r"Linear.*PIWSL_TRUST_CHECKPOINT=1.*--trust-checkpoint"):
         read_torch_file(path)
     monkeypatch.setenv(checkpoint_files.TRUST, "1")
     assert isinstance(read_torch_file(path)["state_dict"], torch.nn.Linear)
@@ -252,7 +252,12 @@ def test_trust_is_explicit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_older_files_need_no_trust(tmp_path: Path) -> None:
     """Arrays and scalars of numpy, as in the random states that checkpoints used to hold."""
-    old = {**random_state(), "numpy": np.random.get_state(), "metric": np.float64(1.5), "flag": np.bool_(True)}
+    old = {
+        **random_state(),
+        "numpy": np.random.get_state(),
+        "metric": np.float64(1.5),
+        "flag": np.bool_(True),
+    }
     torch.save(old, tmp_path / "checkpoint.pt")
     read = read_torch_file(tmp_path / "checkpoint.pt")
     expected = np.random.rand(3), random.random(), torch.rand(2)
