@@ -76,10 +76,13 @@ def _bench(
     """
     from rich.console import Console
 
+    from fairchem_piwsl.config import read_config
     from fairchem_piwsl.files import write_json
+
+    config = read_config(config_yml, context.args)
     from fairchem_piwsl.training import bench
 
-    result = bench.bench(bench.read_config(config_yml, context.args), rounds=rounds, cpu=cpu)
+    result = bench.bench(config, rounds=rounds, cpu=cpu)
     Console().print(bench.render(result))
     if json_file:
         write_json(json_file, result)
@@ -91,12 +94,13 @@ def _references(
     out: Annotated[Path, typer.Argument(help="File to write, e.g. element_references.npz.")],
 ) -> None:
     """Element references for fine-tuning: what the labels have and the given model lacks."""
-    from fairchem.core.common.utils import load_config
+    from fairchem_piwsl.config import load_config
 
+    config = load_config(config_yml)
     from fairchem_piwsl.datasets.element_references import write_references
     from fairchem_piwsl.training.fine_tuning_references import from_config
 
-    write_references(out, from_config(load_config(config_yml)[0]))
+    write_references(out, from_config(config))
 
 
 @mace_app.command("references", no_args_is_help=True)

@@ -1,11 +1,19 @@
-"""Base configs of a sweep: reading with `includes`, and reading or replacing entries by dotted key."""
+"""Training configs: YAML files with `includes`, and entries by dotted key.
+
+Every command reads them here, so that a config which sweeps also trains. An included path counts from the working
+directory, or else from the including file. A key that two included files set is an error; a file's own keys go
+before what it includes.
+"""
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +28,161 @@ OPTIONAL = (
 )  # fmt: skip
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key stands once in its block, and 1e-3 is a number."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A block; a key that stands in it twice is an error."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return node
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node; an alias to one that is not complete yet would hold itself."""
+        node = super().compose_node(parent, index)
+        if node is not None and node.end_mark is None:
+            raise yaml.MarkedYAMLError(problem="an alias holds itself", problem_mark=node.start_mark)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?|\.\d)[\d_]*[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    """A YAML file that must hold a mapping; `what` names its role in errors."""
-    if not path.is_file():
-        raise UserError(f"{what} {path} does not exist: check the path.")
+    """A YAML file that must hold a mapping; `what` names its role in errors.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{what} {path} is not valid YAML ({' '.join(str(error).split())}).") from error
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist: check the path.") from None
+    except IsADirectoryError:
+        raise UserError(f"{what} {path} is a folder: name a YAML file in it.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{what} {path} is not UTF-8 text: check the path, or save it as UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read ({error.strerror}): check the path.") from None
+    content = _parse(text, f"{what} {path}")
+    if content is None:
+        raise UserError(f"{what} {path} is empty: check the path.")
     if not isinstance(content, dict):
-        raise UserError(f"{what} {path} must be a block of keys, not {type(content).__name__}.")
+        kind = {"list": "a list", "str": "text"}.get(type(content).__name__, type(content).__name__)
+        raise UserError(f"{what} {path} must be a block of keys, not {kind}: write 'key: value' lines.")
     return content
 
 
-def load_base(path: Path) -> dict[str, Any]:
-    """A training config with its `includes` merged the way fairchem does: the including file wins.
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise UserError(f"{where} is nested too deeply: correct its brackets.") from None
+    # values that no type takes, such as a 13th month, leave PyYAML as errors of all kinds
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{where}{line} is not valid YAML ({problem}): correct it there.") from error
 
-    An included path counts from the including file, or else from the working directory.
+
+def load_config(path: Path) -> dict[str, Any]:
+    """A training config with its `includes`, merged as fairchem does.
+
+    Raises:
+        UserError: a file is missing or is not YAML, includes itself, or two included files set the same key.
     """
     return _load(path, ())
 
 
-def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def load_parts(path: Path, names: Any, key: str = "includes", above: Sequence[Path] = ()) -> dict[str, Any]:
+    """The files that `key` of the file `path` lists, each with its own includes, as one config."""
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{path}: '{key}' must be a list of files, as in '{key}: [base.yml]'.")
+    parts = []
+    for name in names:
+        candidates = [Path(name), path.parent / name]
+        found = next((p for p in candidates if p.is_file()), None)
+        if found is None:
+            problem = "is a folder" if any(p.is_dir() for p in candidates) else "does not exist"
+            raise UserError(f"{path}: {name} {problem}; correct '{key}' there.")
+        parts.append((name, _load(found, above)))
+    for (first, one), (second, other) in itertools.combinations(parts, 2):
+        for twice in _shared(one, other):
+            raise UserError(f"{path}: {first} and {second} both set '{twice}'; remove it from one of them.")
+    merged: dict[str, Any] = {}
+    for _, part in parts:
+        merged = merge(merged, part)
+    return merged
+
+
+def _load(path: Path, above: Sequence[Path]) -> dict[str, Any]:
+    config = read_yaml(path, "config")
     if path.resolve() in above:
         raise UserError(f"config {path} includes itself: remove the circle from its 'includes'.")
-    config = read_yaml(path, "config")
-    merged: dict[str, Any] = {}
-    for name in config.pop("includes", None) or []:
-        candidates = [Path(name), path.parent / name]
-        found = next((c for c in candidates if c.is_file()), None)
-        if found is None:
-            raise UserError(f"config {path} includes {name}, which does not exist: correct its 'includes'.")
-        merged = merge(merged, _load(found, (*above, path.resolve())))
-    return merge(merged, config)
+    names = config.pop("includes", None)
+    included = load_parts(path, names, "includes", (*above, path.resolve())) if names is not None else {}
+    return merge(included, config)
+
+
+def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted keys that both set, but for blocks that both have."""
+    for key in one.keys() & other.keys():
+        if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
+            yield from (f"{key}.{name}" for name in _shared(one[key], other[key]))
+        else:
+            yield str(key)
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A config with the command line's `--key=value` laid over it."""
+    return with_overrides(load_config(path), overrides)
+
+
+def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """A copy of `config` changed by `--optim.batch_size=4` and the like; a block is merged into the one there is.
+
+    Raises:
+        UserError: an argument has no key or value, or its key leads through something that is no block.
+    """
+    result = dict(config)
+    for argument in arguments:
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key or not equals or not text.strip():
+            raise UserError(
+                f"'{argument}' is not understood; an override is --key=value, as --optim.batch_size=4."
+            )
+        value, old = parse_value(text, argument), get_value(result, key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        result = with_values(result, {key: merge(old, value) if both else value})  # type: ignore[arg-type]
+    return result
+
+
+#: words of YAML and Python for the same
+_WORDS = {"true": True, "false": False, "null": None, "none": None}
+
+
+def parse_value(text: str, where: str) -> Any:
+    """The value in an override: a Python or YAML number, list or block, true, false, None, or else text."""
+    if text.strip().lower() in _WORDS:
+        return _WORDS[text.strip().lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return _parse(text, where) if text.lstrip()[0] in "[{" else text
+    plain = isinstance(value, (bool, int, float, str, list, dict, type(None)))
+    return value if plain else list(value) if isinstance(value, tuple) else text
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,20 +227,39 @@ def piwsl_keys() -> set[str]:
 
 
 def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `config` with the entries at dotted keys replaced; blocks on the way are made."""
+    """A copy of `config` with the entries at dotted keys replaced; blocks on the way are made.
+
+    Not OmegaConf's update, which puts a block in the place of a value on the way without a word.
+
+    Raises:
+        UserError: a key has an empty part, leads through a value, or counts further than its list.
+    """
     result: dict[str, Any] = copy.deepcopy(dict(config))
     for key, value in values.items():
         *path, last = key.split(".")
         block: Any = result
-        for name in path:
-            if isinstance(block, list):
-                block = block[int(name)]
-            else:
-                if block.get(name) is None:
-                    block[name] = {}
-                block = block[name]
-        block[int(last) if isinstance(block, list) else last] = copy.deepcopy(value)
+        for depth, name in enumerate(path):
+            place = _place(block, name, key, ".".join(path[:depth]))
+            if isinstance(block, dict) and block.get(place) is None:
+                block[place] = {}
+            block = block[place]
+        block[_place(block, last, key, ".".join(path))] = copy.deepcopy(value)
     return result
+
+
+def _place(block: Any, name: str, key: str, above: str) -> Any:
+    """What `name`, a part of the dotted `key`, is in the block at the dotted key `above`."""
+    if not name:
+        raise UserError(f"'{key}' is not a dotted key: write it as optim.batch_size.")
+    if isinstance(block, list):
+        if not re.fullmatch(r"\d+", name) or int(name) >= len(block):
+            raise UserError(
+                f"'{key}': {above} is a list of {len(block)}, counted from 0; write the number of an entry."
+            )
+        return int(name)
+    if not isinstance(block, dict):
+        raise UserError(f"'{key}': {above} is {block!r} and holds no keys; correct the key.")
+    return name
 
 
 def get_value(config: Any, key: str, default: Any = None) -> Any:

@@ -27,7 +27,7 @@ from recipes.scale import shrink
 from rich.console import Console
 from rich.table import Table
 
-from fairchem_piwsl.config import load_base, read_yaml
+from fairchem_piwsl.config import load_config, read_yaml
 from fairchem_piwsl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or Path("runs/paper") / f"{recipe.name}_{args.scale}"
     patterns = recipe.smoke.configs or recipe.configs if small else recipe.configs
     data = dict(item.partition("=")[::2] for item in args.data)
-    originals = {name: load_base(path) for name, path in find_configs(CONFIGS, patterns).items()}
+    originals = {name: load_config(path) for name, path in find_configs(CONFIGS, patterns).items()}
     lengths = relative_lengths(originals)
     chosen = {name: originals[name] for name in find_configs(CONFIGS, patterns, args.only)}
     configs = use_data(chosen, data, example_data if small else None)

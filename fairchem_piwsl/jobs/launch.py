@@ -13,8 +13,9 @@ from fairchem.core.common.utils import setup_logging
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs.command_line import read_arguments
 from fairchem_piwsl.jobs.runner import Runner, run
-from fairchem_piwsl.jobs.submission import build_configs, parser, submit
+from fairchem_piwsl.jobs.submission import build_configs, submit
 from fairchem_piwsl.training import preflight
 
 #: the names of `PIWSLForcesTrainer` in a config
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None, program: str = "main.py") -> None:
     """Run fairchem's CLI; a `UserError` becomes one line on stderr, after `program`, and exit code 2."""
     setup_logging()
     try:
-        args, overrides = parser().parse_known_args(arguments)
+        args, overrides = read_arguments(arguments)
         if args.num_gpus < 1:
             raise UserError("--num-gpus is the number of ranks on a node and must be at least 1.")
         check_checkpoint(args.mode, args.checkpoint)

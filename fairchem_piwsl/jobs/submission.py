@@ -10,13 +10,13 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import submitit
-from fairchem.core.common.flags import flags
-from fairchem.core.common.utils import build_config, create_grid
 
+from fairchem_piwsl.config import load_config, with_overrides
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs.command_line import grid, with_flags
 from fairchem_piwsl.jobs.python_command import patient_python
 from fairchem_piwsl.jobs.runner import Runner
 
@@ -24,37 +24,22 @@ from fairchem_piwsl.jobs.runner import Runner
 MAX_TIMEOUTS = 1000
 
 
-def parser() -> argparse.ArgumentParser:
-    """fairchem's flags; --config-yml takes several files, and --seeds several seeds."""
-    parser = copy.deepcopy(flags.get_parser())
-    parser.error = _refuse  # type: ignore[method-assign]
-    for action in parser._actions:
-        if action.dest == "config_yml":
-            action.nargs = "+"
-            action.help = "Path(s) to config files listing data, model, optim parameters."
-    parser.add_argument("--seeds", type=int, nargs="+", help="One run for each of these seeds")
-    return parser
-
-
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}; `python main.py --help` lists what there is.")
-
-
 def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
     """One config for each file and seed, each with a run name that no other has."""
     for path in args.config_yml:
-        if not path.is_file():
-            raise UserError(f"config {path} does not exist: check --config-yml.")
+        if not path.exists():
+            raise UserError(f"config {path} does not exist: check --config-yml; an override is --key=value.")
+    bases = {path: load_config(path) for path in args.config_yml}
     configs: list[dict[str, Any]] = []
     for path, seed in itertools.product(args.config_yml, args.seeds or [args.seed]):
-        one = argparse.Namespace(**{**vars(args), "config_yml": path, "seed": seed})
-        config = build_config(one, overrides)
-        grid = create_grid(config, args.sweep_yml) if args.sweep_yml else [config]
+        config = with_flags(bases[path], argparse.Namespace(**{**vars(args), "seed": seed}))
+        config = with_overrides(config, overrides)
+        members = grid(config, args.sweep_yml) if args.sweep_yml else [config]
         parts = [path.stem] if len(args.config_yml) > 1 else []
         parts += [f"seed{seed}"] if args.seeds else []
-        for member in grid:
+        for member in members:
             member["identifier"] = "-".join([part for part in [member["identifier"], *parts] if part])
-        configs += grid
+        configs += members
     several = len(configs) > 1
     if several or args.submit:
         # Upstream takes the time of the job's start, which the jobs of an array share; and a job that starts

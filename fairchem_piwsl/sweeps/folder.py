@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from fairchem_piwsl.config import load_base, read_yaml
+from fairchem_piwsl.config import load_config, read_yaml
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.heartbeat import write_json
 from fairchem_piwsl.sweeps.spec import Sweep, parse_sweep
@@ -40,7 +40,7 @@ def load_folder(folder: Path, change_directory: bool = False) -> Sweep:
     """The sweep of a folder; relative paths in its config count from where the sweep was started."""
     if not (folder / SWEEP).is_file():
         raise UserError(f"{folder} holds no sweep; give the folder that `piwsl sweep start` named.")
-    sweep = parse_sweep(read_yaml(folder / SWEEP, "sweep file"), load_base(folder / BASE))
+    sweep = parse_sweep(read_yaml(folder / SWEEP, "sweep file"), load_config(folder / BASE))
     if change_directory:
         os.chdir(read_launch(folder)["workdir"])
     return sweep

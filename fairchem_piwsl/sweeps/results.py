@@ -93,9 +93,9 @@ def best_config(
         raise UserError(f"{output} exists already: choose another --output.")
     base = sweep.base
     if without_set:
-        from fairchem_piwsl.config import load_base
+        from fairchem_piwsl.config import load_config
 
-        base = load_base(folder / "base.yml")
+        base = load_config(folder / "base.yml")
     config = with_values(base, chosen.params)
     found = describe_trial(chosen)
     values = ", ".join(f"{value:.6g}" for value in chosen.values)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.config import check_keys, get_value, load_base, merge, read_yaml, with_values
+from fairchem_piwsl.config import check_keys, get_value, load_parts, read_yaml, with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.space import Parameter, parse_space, read_number
 
@@ -94,19 +94,12 @@ def load_sweep(path: Path, trials: int | None = None) -> Sweep:
 
 
 def load_bases(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The base config of a sweep file; of several files the later ones win.
-
-    Each counts from the sweep file, or else from the working directory.
-    """
+    """The base config of a sweep file: a config, or parts of one, which are put together like includes."""
     names = content.get("base")
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"sweep file {path}: 'base' must name a training config, or a list of parts of one.")
-    base: dict[str, Any] = {}
-    for name in names:
-        beside = path.parent / name
-        base = merge(base, load_base(beside if beside.is_file() else Path(name)))
-    return base
+    return load_parts(path, names, "base")
 
 
 def parse_sweep(content: Mapping[str, Any], base: dict[str, Any], default_name: str = "sweep") -> Sweep:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairchem.core.common.utils import load_config, setup_imports
+from fairchem.core.common.utils import setup_imports
 from torch import Tensor
 from torch_geometric.data import Batch
 
@@ -102,18 +102,6 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
         "ratios": ratios,
         **{name: ratio["median"] for name, ratio in ratios.items()},
     }
-
-
-def read_config(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """A config as fairchem's command line would build it, with `--a.b=c` overrides."""
-    from fairchem.core.common.utils import create_dict_from_args, merge_dicts
-
-    if not path.exists():
-        raise UserError(f"--config-yml {path} does not exist.")
-    config, _, conflicts = load_config(str(path))
-    if conflicts:
-        raise UserError(f"{path}: the keys {conflicts} are set in two included files; set them in one.")
-    return merge_dicts(config, create_dict_from_args(overrides))[0] if overrides else config
 
 
 def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, Variant]:

@@ -25,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fairchem_piwsl.config import load_config
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import as_json, read_json, write_json
 from fairchem_piwsl.report.curves import read_curves
@@ -171,9 +172,7 @@ def train(
 
 def _check_same_run(run_dir: Path, config: Path, arguments: Sequence[str], seed: int) -> None:
     """Note the settings of a run in its folder, or compare them with what was noted there before."""
-    from fairchem.core.common.utils import load_config
-
-    settings = {"config": load_config(str(config))[0], "arguments": list(arguments), "seed": seed}
+    settings = {"config": load_config(config), "arguments": list(arguments), "seed": seed}
     noted = run_dir / "settings.json"
     if noted.exists() and read_json(noted) != json.loads(as_json(settings)):
         raise UserError(

@@ -16,15 +16,16 @@ import torch
 from helpers_cluster import make_config, write_config
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs.command_line import read_arguments
 from fairchem_piwsl.jobs.python_command import patient_python
 from fairchem_piwsl.jobs.runner import join_ranks, prepare
-from fairchem_piwsl.jobs.submission import build_configs, parser, submit
+from fairchem_piwsl.jobs.submission import build_configs, submit
 
 MAIN = Path(__file__).parents[2] / "main.py"
 
 
 def configs_of(*flags: Any) -> tuple[Any, list[dict[str, Any]]]:
-    args, overrides = parser().parse_known_args([str(flag) for flag in ("--mode", "train", *flags)])
+    args, overrides = read_arguments([str(flag) for flag in ("--mode", "train", *flags)])
     return args, build_configs(args, overrides)
 
 

@@ -25,11 +25,12 @@ def command(folder: Path, config: Path, *more: str) -> list[str]:
 
 def submit(folder: Path, config: Path, *more: str) -> list[str]:
     """Job numbers of `main.py --submit`, sent from this process to save the time of another start."""
-    from fairchem_piwsl.jobs.submission import build_configs, parser
+    from fairchem_piwsl.jobs.command_line import read_arguments
+    from fairchem_piwsl.jobs.submission import build_configs
     from fairchem_piwsl.jobs.submission import submit as send
 
     flags = [*command(folder, config)[2:], "--submit", "--slurm-mem", "1", "--slurm-timeout", "1"]
-    args, overrides = parser().parse_known_args([*flags, "--logdir", str(folder / "logs"), *more])
+    args, overrides = read_arguments([*flags, "--logdir", str(folder / "logs"), *more])
     assert isinstance(args, argparse.Namespace)
     return [job.job_id for job in send(args, build_configs(args, overrides))]
 

@@ -14,7 +14,7 @@ from recipes.carry_out import options, relative_lengths, use_data, write_trainin
 from recipes.recipe_file import find_configs, read_recipe
 from recipes.scale import data_folder, innermost_model, shrink, with_data
 
-from fairchem_piwsl.config import load_base
+from fairchem_piwsl.config import load_config
 from fairchem_piwsl.datasets.element_references import N_ELEMENTS, write_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.printed_results import printed_values
@@ -47,7 +47,9 @@ def test_recipes_find_their_configs_and_shrink_them(name, tiny_data, tmp_path):
     paths = find_configs(CONFIGS, recipe.smoke.configs or recipe.configs)
     if recipe.smoke.configs and name != "table_A11":  # which adds the second order to the small scale
         assert paths.keys() <= paper.keys()
-    for config in use_data({key: load_base(path) for key, path in paths.items()}, {}, lambda: data).values():
+    for config in use_data(
+        {key: load_config(path) for key, path in paths.items()}, {}, lambda: data
+    ).values():
         config = shrink(config, SMALL, 60)
         assert config["optim"]["T_max"] == 60
         assert data_folder(config) == data
@@ -57,7 +59,7 @@ def test_recipes_find_their_configs_and_shrink_them(name, tiny_data, tmp_path):
 def test_small_scale_keeps_losses_and_weak_terms(tiny_data, tmp_path):
     data = small_data(tiny_data, tmp_path / "data")
     path = CONFIGS / "tables" / "3_no_force_labels" / "painn_gradient_piwsl.yml"
-    config = use_data({"x": load_base(path)}, {}, lambda: data)["x"]
+    config = use_data({"x": load_config(path)}, {}, lambda: data)["x"]
     small = shrink(config, SMALL, 100)
     assert small["loss_functions"] == config["loss_functions"]
     late = {"start_step": 0, "ramp_steps": 0}
@@ -74,7 +76,7 @@ def test_small_scale_keeps_losses_and_weak_terms(tiny_data, tmp_path):
 def test_longer_runs_stay_longer():
     def lengths(recipe: str) -> dict[str, float]:
         paths = find_configs(CONFIGS, read_recipe(RECIPES[recipe]).configs)
-        return relative_lengths({name: load_base(path) for name, path in paths.items()})
+        return relative_lengths({name: load_config(path) for name, path in paths.items()})
 
     assert lengths("table_A15")["ani1x_1000/painn_baseline"] == 1
     assert lengths("table_A15")["A15_80000_steps/painn_baseline"] == 2
@@ -98,7 +100,7 @@ def test_options():
 
 
 def test_mistakes_are_sentences(tiny_data, tmp_path):
-    config = load_base(CONFIGS / "cells" / "tio2_100" / "painn_piwsl.yml")
+    config = load_config(CONFIGS / "cells" / "tio2_100" / "painn_piwsl.yml")
     with pytest.raises(UserError, match=r"data/tio2_100 is missing.*piwsl prepare"):
         use_data({"x": config}, {}, None)
     with pytest.raises(UserError, match=r"--data lmnto_100=.*uses tio2_100"):
@@ -113,7 +115,7 @@ def test_mistakes_are_sentences(tiny_data, tmp_path):
 
 
 def test_other_settings_do_not_mix_into_a_folder(tmp_path):
-    config = load_base(CONFIGS / "cells" / "tio2_100" / "painn_piwsl.yml")
+    config = load_config(CONFIGS / "cells" / "tio2_100" / "painn_piwsl.yml")
     first = write_trainings({"x/y": config}, [0, 1], tmp_path)
     assert [training.run_dir.name for training in first] == ["seed0", "seed1"]
     assert write_trainings({"x/y": config}, [0], tmp_path)[0] == first[0]

@@ -12,7 +12,7 @@ from helpers_cluster import make_config
 from helpers_sweep import BASE, sweep_content, write_sweep
 from optuna.trial import FixedTrial
 
-from fairchem_piwsl.config import dotted_keys, get_value, load_base, with_values
+from fairchem_piwsl.config import dotted_keys, get_value, load_config, with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
 from fairchem_piwsl.sweeps.space import parse_space, suggest
@@ -27,13 +27,13 @@ def parse(**changes: Any) -> Sweep:
 
 
 def test_includes_are_merged_like_upstream_does(tmp_path: Path) -> None:
-    from fairchem.core.common.utils import load_config
+    from fairchem.core.common import utils
 
     (tmp_path / "low.yml").write_text("optim: {lr_initial: 1, batch_size: 2}\nmodel: {name: a}\n")
     (tmp_path / "top.yml").write_text("includes: [low.yml]\noptim: {lr_initial: 3}\n")
-    merged = load_base(tmp_path / "top.yml")
+    merged = load_config(tmp_path / "top.yml")
     assert merged == {"optim": {"lr_initial": 3, "batch_size": 2}, "model": {"name": "a"}}
-    assert merged == load_config(tmp_path / "top.yml")[0]
+    assert merged == utils.load_config(tmp_path / "top.yml")[0]
 
 
 def test_dotted_keys_reach_blocks_and_lists() -> None:

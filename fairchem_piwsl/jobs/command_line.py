@@ -1,0 +1,101 @@
+"""The command line of `main.py`: fairchem's flags, overrides `--key=value`, and what both make of a config."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import itertools
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from fairchem.core.common.flags import flags
+from fairchem.core.common.utils import build_config
+
+from fairchem_piwsl.config import read_yaml, with_values
+from fairchem_piwsl.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are the user's errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `python main.py --help` lists what there is.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """fairchem's flags; --config-yml takes several files, and --seeds several seeds."""
+    upstream = copy.deepcopy(flags.get_parser())
+    parser = _Parser(parents=[upstream], add_help=False, conflict_handler="resolve")
+    parser.add_argument(
+        "--config-yml",
+        required=True,
+        type=Path,
+        nargs="+",
+        help="Path(s) to config files listing data, model, optim parameters.",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="One run for each of these seeds")
+    return parser
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of a command line (this process's own where left out), and its overrides `--key=value`.
+
+    Raises:
+        UserError: an argument is neither.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flag_parser = parser()
+    known = re.findall(r"--[\w-]+", flag_parser.format_help())
+
+    def is_flag(key: str) -> bool:
+        return any(name.startswith(key) for name in known)
+
+    def is_override(argument: str) -> bool:
+        """Taken out before argparse, which takes one with a space in its value for another config."""
+        key, equals, _ = argument.partition("=")
+        return key.startswith("--") and equals == "=" and (key == "--" or not is_flag(key))
+
+    args, others = flag_parser.parse_known_args([a for a in arguments if not is_override(a)])
+    if others:
+        close = difflib.get_close_matches(others[0], known, n=1)
+        hint = (
+            f"did you mean {close[0]}?" if close else "an override is --key=value, as --optim.batch_size=4."
+        )
+        raise UserError(f"'{others[0]}' is not an option; {hint}")
+    return args, [a for a in arguments if is_override(a)]
+
+
+def with_flags(config: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The config with what fairchem makes of its flags, which it does for a file only."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yml"
+        path.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
+        return build_config(argparse.Namespace(**{**vars(args), "config_yml": path}), [])
+
+
+def grid(config: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """One config for each combination of the lists in the file of --sweep-yml."""
+    lists = dict(_leaves(read_yaml(path, "--sweep-yml")))
+    for key, values in lists.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"--sweep-yml {path}: '{key}' must be a list of values, not {values!r}.")
+    members = [
+        with_values(config, dict(zip(lists, values, strict=True)))
+        for values in itertools.product(*lists.values())
+    ]
+    return [{**one, "identifier": f"{one['identifier']}_run{i}"} for i, one in enumerate(members)]
+
+
+def _leaves(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of what is no block."""
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
