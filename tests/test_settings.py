@@ -201,6 +201,27 @@ def test_every_n_steps_counts_from_the_first():
     assert [step for step in range(1, 13) if sparse.ramp(step)] == [3, 6, 9, 12]
 
 
+@pytest.mark.parametrize(
+    ("block", "steps", "first"),
+    [
+        ({}, 100, 0),
+        ({"start_step": 50}, 100, 0),
+        ({"c_pitc": 1}, 100, 1),
+        ({"c_pitc": 1, "start_step": 50}, 100, 50),
+        ({"c_pitc": 1, "start_step": 50, "ramp_steps": 51}, 100, 100),
+        ({"c_pitc": 1, "start_step": 50, "ramp_steps": 52}, 100, 50),
+        ({"c_wl": 1, "start_step": 500}, 100, 500),
+        ({"noisy_nodes": True, "start_step": 50}, 100, 50),
+    ],
+)
+def test_best_checkpoint_counts_from_full_weights_or_else_from_any(block, steps, first):
+    own = settings(**block)
+    assert own.counts_from(steps) == first
+    if 0 < first <= steps:
+        assert own.ramp(first) > 0
+        assert own.ramp(first) == 1 or own.ramp(steps) < 1
+
+
 @limits(deadline=None)
 @given(
     start=st.integers(0, 50), ramp=st.integers(0, 50), every=st.integers(1, 9), step=st.integers(1, 200)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from ase import Atoms
 
+from fairchem_piwsl import losses
 from fairchem_piwsl.analysis.potential import Prediction
 from fairchem_piwsl.structures import as_molecule, is_isolated
 
@@ -51,14 +53,15 @@ def taylor_residuals(
     random: np.random.Generator,
     batch_size: int = 16,
 ) -> dict[str, np.ndarray]:
-    """Residuals of PITC (Eq. 3) and PISC (Eq. 4) with k = 0 and k = 1/2, each [M, S] in eV.
+    """Residuals T - E_C of PITC (Eq. 3) and PISC (Eq. 4) with k = 0 and k = 1/2, each [M, S] in eV.
 
     `magnitudes` [M] are the root mean square displacements of an atom in Angstrom. Each structure keeps its
     two random directions (dr for C, dr' for B) for all magnitudes: curves show the order of the error.
     """
     at_a = potential.predict(structures, batch_size)
     pairs = [unit_directions(atoms, 2, random) * np.sqrt(len(atoms)) for atoms in structures]
-    rows: dict[str, list[list[float]]] = {key: [] for key in TAYLOR_KEYS}
+    structure = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(a) for a in structures]))
+    rows: dict[str, list[np.ndarray]] = {key: [] for key in TAYLOR_KEYS}
     for magnitude in magnitudes:
         steps = [magnitude * pair for pair in pairs]
         at_c = potential.predict(
@@ -67,15 +70,18 @@ def taylor_residuals(
         at_b = potential.predict(
             [moved(atoms, step[1]) for atoms, step in zip(structures, steps, strict=True)], batch_size
         )
-        row: dict[str, list[float]] = {key: [] for key in TAYLOR_KEYS}
-        for i, (dr, dr_prime) in enumerate(steps):
-            for name, start, leg in (("pitc", at_a, dr), ("pisc", at_b, dr - dr_prime)):
-                for k in (0.0, 0.5):
-                    forces = (1 - k) * start.forces[i] + k * at_c.forces[i]
-                    row[f"{name}_k{k:g}"].append(at_c.energy[i] - start.energy[i] + (leg * forces).sum())
-        for key, values in row.items():
-            rows[key].append(values)
+        dr, dr_prime = (torch.as_tensor(np.concatenate([step[j] for step in steps])) for j in (0, 1))
+        for name, start, leg in (("pitc", at_a, dr), ("pisc", at_b, dr - dr_prime)):
+            for k in (0.0, 0.5):
+                residual = losses.leg_residual(_tensors(start), _tensors(at_c), leg, structure, k)
+                rows[f"{name}_k{k:g}"].append(residual.numpy())
     return {key: np.array(values) for key, values in rows.items()}
+
+
+def _tensors(prediction: Prediction) -> losses.Prediction:
+    """The structures of a prediction as one batch in float64."""
+    forces = torch.as_tensor(np.concatenate(prediction.forces), dtype=torch.float64)
+    return losses.Prediction(torch.as_tensor(prediction.energy, dtype=torch.float64), forces)
 
 
 def fitted_slope(magnitudes: np.ndarray, residuals: np.ndarray) -> float:

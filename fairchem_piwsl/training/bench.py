@@ -57,7 +57,7 @@ class Measurement:
 
 
 def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: bool = False) -> dict[str, Any]:
-    """Measure a training step of `config` in all variants.
+    """Measure a training step of `config` in all variants, with the weak terms on whatever their schedule is.
 
     Args:
         config: a fairchem config with `optim.piwsl` weights above zero.
@@ -107,6 +107,7 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
 def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, Variant]:
     """All variants on the same structures; each has a model of its own with the same initial weights."""
     setup_imports()
+    config = _with_weak_terms_in_every_step(config)
     piwsl = _trainer(PIWSLForcesTrainer, config, folder, cpu)
     if not piwsl.piwsl.weak:
         raise UserError("optim.piwsl has no weight above zero, so there is nothing to compare; set c_pitc.")
@@ -115,7 +116,7 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     without_data = copy.deepcopy(dict(config))
     without_data["dataset"] = {"train": {k: v for k, v in config["dataset"]["train"].items() if k != "src"}}
     plain = copy.deepcopy(without_data)
-    plain["optim"].pop("piwsl")
+    plain["optim"].pop("piwsl", None)
     separate = copy.deepcopy(without_data)
     separate["optim"]["piwsl"]["share_graph"] = False
     configurations = 1 + piwsl.piwsl.needs_c + piwsl.piwsl.needs_b
@@ -130,6 +131,14 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
             "enlarged batch", _trainer(PIWSLForcesTrainer, plain, folder, cpu), enlarged
         ),
     }
+
+
+def _with_weak_terms_in_every_step(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without the schedule of its weak terms, which would leave the measured steps without them."""
+    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    if isinstance(changed["optim"].get("piwsl"), dict):
+        changed["optim"]["piwsl"] |= {"start_step": 0, "ramp_steps": 0, "every_n_steps": 1}
+    return changed
 
 
 def _trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def test_variants_make_the_steps_they_are_named_after(tiny_data, tmp_path, piwsl
         strict=True,
     )
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_schedule_does_not_hide_the_weak_terms(tiny_data, tmp_path):
+    """A few steps of a run that starts them later would be plain ones, and the ratio 1."""
+    late = {**BOTH, "start_step": 500, "ramp_steps": 100, "every_n_steps": 4}
+    config = _config(tiny_data, tmp_path, late)
+    before = copy.deepcopy(config)
+    variant = _variants(config, tmp_path, cpu=True)["piwsl"]
+    sizes: list[int] = []
+    variant.trainer.model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].num_graphs))
+    for _ in range(3):
+        variant.step()
+    assert sizes == [12] * 3
+    assert config == before
 
 
 def test_ratios_are_of_steps_in_the_same_round(tiny_data, tmp_path):

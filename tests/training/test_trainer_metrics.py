@@ -22,6 +22,7 @@ from helpers_trainer import (
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.perturbations import draw, step_generator
 from fairchem_piwsl.trainer import VALIDATION_STREAM
+from fairchem_piwsl.training.checkpoints import Preempted
 
 
 def validated(trainer) -> dict[str, float]:
@@ -196,6 +197,52 @@ def test_best_checkpoint_holds_the_best_validation(tiny_data, tmp_path, metric):
     file = torch.load(f"{trainer.config['cmd']['checkpoint_dir']}/best_checkpoint.pt", weights_only=False)
     assert float(file["val_metrics"][metric]["metric"]) == pytest.approx(best, rel=1e-5)
     assert float(trainer.best_val_metric) == pytest.approx(best, rel=1e-5)
+
+
+SCHEDULED = {"c_pitc": 1.0, "start_step": 3}
+
+
+@pytest.mark.parametrize(
+    ("piwsl", "saved"),
+    [
+        (SCHEDULED | {"ramp_steps": 3}, [2, 6, 8]),  # full at step 5
+        (SCHEDULED | {"ramp_steps": 300}, [2, 4, 8]),  # never full: from their start
+        (SCHEDULED | {"c_pitc": 0.0}, [2]),  # off: from the beginning
+        (SCHEDULED | {"start_step": 300}, [2]),
+    ],
+)
+@pytest.mark.parametrize("stop", [None, 5, 7])
+def test_choice_starts_anew_with_the_weak_terms(tiny_data, tmp_path, piwsl, saved, stop):
+    """The lowest error lies before the weak terms; a run that is stopped and resumed chooses alike."""
+    config = make_config(tiny_data, tmp_path, piwsl=piwsl, max_epochs=4, eval_every=2, checkpoint_every=1)
+    errors, found = {2: 0.1, 4: 0.3, 6: 0.9, 8: 0.2, 10: 0.5, 12: 0.25}, []
+
+    def scripted(trainer):
+        save = trainer.save
+        trainer.validate = lambda *_, **__: {"forces_mae": {"metric": errors[trainer.step]}}
+        trainer.predict = lambda *_, **__: None
+
+        def recorded(metrics=None, checkpoint_file="checkpoint.pt", training_state=True):
+            if checkpoint_file == "best_checkpoint.pt":
+                found.append(trainer.step)
+            return save(metrics, checkpoint_file, training_state)
+
+        trainer.save = recorded
+        return trainer
+
+    trainer = scripted(make_trainer(config, timestamp_id="run"))
+    if stop:
+        backward = trainer._backward
+        trainer._backward = lambda loss: (backward(loss), trainer.step == stop and trainer.request_stop())
+        with pytest.raises(Preempted):
+            trainer.train(disable_eval_tqdm=True)
+        file = f"{trainer.config['cmd']['checkpoint_dir']}/checkpoint.pt"
+        trainer = scripted(make_trainer(config, timestamp_id="run"))
+        trainer.load_checkpoint(file)
+        assert trainer.step == stop
+    trainer.train(disable_eval_tqdm=True)
+    assert found == saved
+    assert trainer.best_val_metric == errors[saved[-1]]
 
 
 def test_default_primary_metric(tiny_data, tmp_path):

@@ -78,6 +78,87 @@ def test_killed_and_resumed_run_ends_bit_for_bit(tiny_data, tmp_path, model, wea
     assert whole.optimizer.param_groups[0]["lr"] == resumed.optimizer.param_groups[0]["lr"]
 
 
+# ------------------------------------------------------------------ the end of a run
+
+
+@pytest.mark.parametrize(
+    ("optim", "validations"),
+    [
+        ({"eval_every": 250}, [9]),
+        ({"eval_every": 4}, [4, 8, 9]),
+        ({"eval_every": 3}, [3, 6, 9]),
+        ({"eval_every": 4, "checkpoint_every": -1}, [4, 8, 9]),
+        ({}, [3, 6, 9]),
+    ],
+    ids=str,
+)
+def test_last_step_is_validated_and_kept(tiny_data, tmp_path, optim, validations):
+    """Upstream writes at multiples of `eval_every` only: a run of 9 steps would leave nothing, or step 8."""
+    trainer = make_trainer(make_config(tiny_data, tmp_path, piwsl=CASE_D, max_epochs=3, **optim))
+    validate, seen = trainer.validate, []
+    trainer.validate = lambda *args, **more: (seen.append(trainer.step), validate(*args, **more))[1]
+    trainer.train(disable_eval_tqdm=True)
+    assert seen == validations
+    file = torch.load(checkpoint(trainer), weights_only=False)
+    assert file["step"] == 9
+    assert file["best_val_metric"] == trainer.best_val_metric
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(file["state_dict"][name], value)
+    for kept, value in zip(file["ema"]["shadow_params"], trainer.ema.shadow_params, strict=True):
+        assert torch.equal(kept, value)
+    best = torch.load(checkpoint(trainer, "best_checkpoint.pt"), weights_only=False)
+    assert best["val_metrics"]["forces_mae"]["metric"] == trainer.best_val_metric
+
+
+def test_best_checkpoint_may_be_that_of_the_last_step(tiny_data, tmp_path):
+    """At this learning rate the error falls all the time, so step 9 is better than step 8."""
+    config = make_config(tiny_data, tmp_path, max_epochs=3, eval_every=8, ema_decay=0.1)
+    trainer = trained(config)
+    best = torch.load(checkpoint(trainer, "best_checkpoint.pt"), weights_only=False)
+    for value, average in zip(
+        (best["state_dict"][name] for name, p in trainer.model.named_parameters() if p.requires_grad),
+        trainer.ema.shadow_params,
+        strict=True,
+    ):
+        assert torch.equal(value, average)
+
+
+def test_last_validation_draws_nothing(tiny_data, tmp_path):
+    """A run that goes on from its last step is that which was never at an end."""
+    kept = []
+    for validated in (True, False):
+        trainer = make_trainer(
+            make_config(tiny_data, tmp_path, piwsl=CASE_D, eval_every=250), timestamp_id=str(validated)
+        )
+        if not validated:
+            trainer.val_loader = None
+        trainer.train(disable_eval_tqdm=True)
+        kept.append(torch.load(checkpoint(trainer), weights_only=False)["piwsl_resume"]["random"][0])
+    assert torch.equal(kept[0]["torch"], kept[1]["torch"])
+    assert kept[0]["python"] == kept[1]["python"]
+
+
+def test_run_without_validation_set_keeps_its_last_step(tiny_data, tmp_path):
+    trainer = make_trainer(make_config(tiny_data, tmp_path, max_epochs=3, eval_every=250))
+    trainer.val_loader = None
+    trainer.train(disable_eval_tqdm=True)
+    assert torch.load(checkpoint(trainer), weights_only=False)["step"] == 9
+    assert not checkpoint(trainer, "best_checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("weak", ["case D", "noisy nodes"])
+def test_run_that_is_made_longer_equals_one_that_was_long(tiny_data, tmp_path, weak):
+    config = make_config(tiny_data, tmp_path, piwsl=WEAK[weak], max_epochs=2, eval_every=4)
+    short = trained(config, name="short")
+    config["optim"]["max_epochs"] = 4
+    longer = trained(config, resume=checkpoint(short), name="longer")
+    whole = trained(config, name="whole")
+    for a, b in zip(parameters(whole), parameters(longer), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(whole.ema.shadow_params, longer.ema.shadow_params, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_another_seed_gives_another_run(tiny_data, tmp_path):
     """The seed of the perturbations is the run's: weights that start equal do not stay equal."""
     config = make_config(tiny_data, tmp_path, piwsl=CASE_D, max_epochs=1)
