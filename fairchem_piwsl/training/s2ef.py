@@ -19,12 +19,8 @@ from torch_geometric.data import Batch
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training import metrics, preflight
-from fairchem_piwsl.training.checkpoints import (
-    ResumableMixin,
-    random_state,
-    read_checkpoint,
-    set_random_state,
-)
+from fairchem_piwsl.training.checkpoint_files import read_checkpoint
+from fairchem_piwsl.training.checkpoints import ResumableMixin, random_state, set_random_state
 from fairchem_piwsl.training.cpu_memory import keep_freed_memory
 from fairchem_piwsl.training.fine_tuning import start_from
 from fairchem_piwsl.training.loss_terms import Outputs, Term, Weighting, add_up, as_configured
@@ -141,7 +137,7 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
             found = self.validate("val", disable_eval_tqdm)
             self.update_best(self.evaluation_metrics["primary_metric"], found, disable_eval_tqdm)
             set_random_state(state)
-        self.save(checkpoint_file="checkpoint.pt", training_state=True)
+            self.save(checkpoint_file="checkpoint.pt", training_state=True)
 
     def load_task(self) -> None:
         super().load_task()
