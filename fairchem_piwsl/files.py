@@ -78,14 +78,16 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     return write_text(path, as_json(value))
 
 
-def write_result(path: Path, value: Any) -> Path:
-    """Write a result as JSON; an earlier file with other contents stays as `<name>.1`, `.2`, ..."""
+def write_result(path: Path, value: Any, *pictures: Path) -> Path:
+    """Write a result as JSON; an earlier one with other contents stays, with its pictures, as `<name>.1`, `.2`, ..."""
     text = as_json(value)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        earlier = [old for old in (path, *pictures) if old.exists()]
         number = 1
-        while path.with_name(f"{path.name}.{number}").exists():
+        while any(old.with_name(f"{old.name}.{number}").exists() for old in earlier):
             number += 1
-        path.rename(path.with_name(f"{path.name}.{number}"))
+        for old in earlier:
+            old.rename(old.with_name(f"{old.name}.{number}"))
     return write_text(path, text)
 
 

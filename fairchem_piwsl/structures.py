@@ -78,8 +78,11 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
 def _read_lmdb(path: Path, limit: int | None) -> list[Labelled]:
     import lmdb
 
+    from fairchem_piwsl.datasets.lmdb_checks import check_complete
+
     with tempfile.TemporaryDirectory() as folder:
         try:
+            check_complete(path)
             environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
         except lmdb.Error as error:
             if "already open" not in str(error):

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import as_json as json_text
+from fairchem_piwsl.files import check_output_folder
+
 Checkpoints = Annotated[list[Path], typer.Argument(help="Checkpoints of fairchem 1.10 (.pt).")]
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint of fairchem 1.10 (.pt).")]
 Data = Annotated[Path, typer.Option("--data", help="Labelled LMDB, or a file that ASE reads (eV, Angstrom).")]
 Structure = Annotated[Path, typer.Option("--structure", help="A file that ASE reads, or an LMDB.")]
+Index = Annotated[int, typer.Option(help="Number of the structure in its file.")]
 Units = Annotated[str, typer.Option("--units", help="kcal/mol, eV or meV.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Structures per batch.")]
+Out = Annotated[Path, typer.Option(help="Folder for JSON, tables and plots.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU; else a GPU is used where there is one.")]
 Gradient = Annotated[
     bool, typer.Option("--gradient-forces", help="Take the energy's gradient instead of the forces output.")
@@ -27,39 +36,61 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def runs(work: str, tables: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that gives its options to the function `work` by their names, and shows `tables` of the result.
+
+    Both are "module:function" below the package, imported when the command runs. The decorated function
+    declares the options and the help.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def call(as_json: bool, **options: Any) -> None:
+            with written_to(options["out"]):
+                result = _function(work)(**options)
+            show(result, tables, options["out"], as_json)
+
+        return call
+
+    return decorate
+
+
+@contextmanager
+def written_to(out: Path) -> Iterator[None]:
+    """Refuse an output folder that cannot be written before the block; a disk that gets full in it is a sentence."""
+    check_output_folder(out)
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(
+            f"{error.filename}: {error.strerror}; free space or permissions there, or give another --out."
+        ) from error
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    return getattr(import_module(f"fairchem_piwsl.{module}"), function)
+
+
+@runs("analysis.evaluate:evaluate", "report.tables:evaluation_tables")
 def evaluate(
     checkpoints: Checkpoints,
     data: Data,
     units: Units = "kcal/mol",
     group_by: Annotated[str, typer.Option(help="auto, composition, size or none.")] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first structures only.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 16,
-    out: Annotated[Path, typer.Option(help="Folder for evaluate.json and plots.")] = Path("results/evaluate"),
+    batch_size: BatchSize = 16,
+    out: Out = Path("results/evaluate"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
     as_json: AsJson = False,
 ) -> None:
     """Energy and force errors of trained models, with intervals and parity plots."""
-    from rich.text import Text
-
-    from fairchem_piwsl.analysis.evaluate import evaluate as run
-    from fairchem_piwsl.report.tables import evaluation_tables
-
-    result = run(
-        checkpoints,
-        data,
-        units=units,
-        group_by=group_by,
-        limit=limit,
-        batch_size=batch_size,
-        out=out,
-        cpu=cpu,
-        gradient_forces=gradient_forces,
-    )
-    notes = [Text(result["warning"], style="yellow")] if result["warning"] else []
-    _show(result, [*evaluation_tables(result), *notes], out, as_json)
 
 
+@runs("analysis.consistency_report:check_consistency", "report.tables:consistency_tables")
 def consistency(
     checkpoint: Checkpoint,
     data: Data,
@@ -69,38 +100,20 @@ def consistency(
         int, typer.Option(min=0, help="Structures with a full force Jacobian (costly).")
     ] = 5,
     directions: Annotated[int, typer.Option(min=1, help="Random directions per structure.")] = 8,
-    dr: Annotated[tuple[float, float], typer.Option(help="Range of displacements, Angstrom.")] = (
-        0.001,
-        0.05,
-    ),
-    seed: Annotated[int, typer.Option(help="Seed of sample and directions.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 16,
-    out: Annotated[Path, typer.Option(help="Folder for JSON and plot.")] = Path("results/consistency"),
+    dr_range: Annotated[
+        tuple[float, float], typer.Option("--dr", help="Range of displacements, Angstrom.")
+    ] = (0.001, 0.05),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sample and directions.")] = 0,
+    batch_size: BatchSize = 16,
+    out: Out = Path("results/consistency"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
     as_json: AsJson = False,
 ) -> None:
     """Do predicted forces belong to the predicted energy? Taylor residuals, mismatch, curl, net force."""
-    from fairchem_piwsl.analysis.consistency_report import CURVES, check_consistency, verdict
-    from fairchem_piwsl.report.tables import consistency_table
-
-    result = check_consistency(
-        checkpoint,
-        data,
-        units=units,
-        structures=structures,
-        jacobians=jacobians,
-        directions=directions,
-        dr_range=dr,
-        seed=seed,
-        batch_size=batch_size,
-        out=out,
-        cpu=cpu,
-        gradient_forces=gradient_forces,
-    )
-    _show(result, [consistency_table(result, CURVES), verdict(result)], out, as_json)
 
 
+@runs("analysis.profile:bond_profile", "report.tables:profile_tables")
 def profile(
     structure: Structure,
     bond: Annotated[tuple[int, int], typer.Option(help="Atom that stays, atom that moves (from 0).")],
@@ -109,35 +122,17 @@ def profile(
         0.8,
         1.8,
     ),
-    points: Annotated[int, typer.Option(help="Number of lengths.")] = 100,
+    points: Annotated[int, typer.Option(min=3, help="Number of lengths.")] = 100,
     reference: Annotated[str | None, typer.Option(help="xtb: add GFN2-xTB (extra `xtb`).")] = None,
-    index: Annotated[int, typer.Option(help="Number of the structure in its file.")] = -1,
+    index: Index = -1,
     units: Units = "kcal/mol",
-    batch_size: Annotated[int, typer.Option(min=1, help="Structures per batch.")] = 16,
-    out: Annotated[Path, typer.Option(help="Folder for JSON and plot.")] = Path("results/profile"),
+    batch_size: BatchSize = 16,
+    out: Out = Path("results/profile"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
     as_json: AsJson = False,
 ) -> None:
     """Energy and force along a stretched bond, several models and a reference in one plot."""
-    from fairchem_piwsl.analysis.profile import bond_profile
-    from fairchem_piwsl.report.tables import profile_table
-
-    result = bond_profile(
-        checkpoints or [],
-        structure,
-        bond,
-        bond_range=bond_range,
-        points=points,
-        reference=reference,
-        index=index,
-        units=units,
-        batch_size=batch_size,
-        out=out,
-        cpu=cpu,
-        gradient_forces=gradient_forces,
-    )
-    _show(result, [profile_table(result)], out, as_json)
 
 
 def md(
@@ -149,10 +144,10 @@ def md(
     temperature: Annotated[float, typer.Option(help="Kelvin.")] = 300.0,
     timestep: Annotated[float, typer.Option(help="Femtoseconds.")] = 0.5,
     friction: Annotated[float, typer.Option(help="Langevin friction, 1/fs.")] = 0.01,
-    interval: Annotated[int, typer.Option(help="Steps between records.")] = 20,
+    interval: Annotated[int, typer.Option(min=1, help="Steps between records.")] = 20,
     seeds: Annotated[int, typer.Option(min=1, help="Number of starts.")] = 1,
-    first_seed: Annotated[int, typer.Option(help="Seed of the first start.")] = 0,
-    index: Annotated[int, typer.Option(help="Number of the structure in its file.")] = -1,
+    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first start.")] = 0,
+    index: Index = -1,
     reference_trajectory: Annotated[
         Path | None, typer.Option(help="Frames of true dynamics: equilibrium lengths, h(r), RDF.")
     ] = None,
@@ -160,7 +155,7 @@ def md(
     rdf_threshold: Annotated[float, typer.Option(help="Failure of a periodic system, Angstrom.")] = 3.0,
     rdf_window: Annotated[float, typer.Option(help="Window of the RDF, ps.")] = 1.0,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    out: Annotated[Path, typer.Option(help="Folder for trajectories and results.")] = Path("results/md"),
+    out: Out = Path("results/md"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
     as_json: AsJson = False,
@@ -169,10 +164,9 @@ def md(
     from fairchem_piwsl.dynamics.dynamics_report import run_md
     from fairchem_piwsl.dynamics.progress_line import progress_bar
     from fairchem_piwsl.dynamics.simulation import MDSettings
-    from fairchem_piwsl.report.tables import md_table
 
     load = {} if calculator else {"cpu": cpu, "gradient_forces": gradient_forces, "dtype": precision}
-    with progress_bar(steps, timestep) as report:
+    with written_to(out), progress_bar(steps, timestep) as report:
         result = run_md(
             checkpoint,
             structure,
@@ -190,47 +184,32 @@ def md(
             report=report,
             **load,
         )
-    _show(result, [md_table(result)], out, as_json)
+    show(result, "report.tables:md_tables", out, as_json)
 
 
+@runs("report.report:make_report", "report.tables:report_tables")
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of training runs (--run-dir), or above.")],
     data: Annotated[Path | None, typer.Option(help="Test set to evaluate every run on.")] = None,
     units: Units = "kcal/mol",
     paper_dataset: Annotated[str | None, typer.Option(help="The paper's name of the data set.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Training report",
-    out: Annotated[Path, typer.Option(help="Folder for HTML, markdown and plots.")] = Path("results/report"),
+    out: Out = Path("results/report"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
     as_json: AsJson = False,
 ) -> None:
     """Baseline against PIWSL and rivals over seeds: one HTML page and a markdown table."""
-    from fairchem_piwsl.report.report import make_report
-    from fairchem_piwsl.report.tables import report_tables
-
-    result = make_report(
-        folders,
-        data=data,
-        units=units,
-        paper_dataset=paper_dataset,
-        title=title,
-        out=out,
-        tell=lambda text: typer.echo(text, err=True),
-        cpu=cpu,
-        gradient_forces=gradient_forces,
-    )
-    _show(result, report_tables(result), out / "report.html", as_json)
 
 
-def _show(result: dict[str, Any], tables: Iterable[Any], out: Path, as_json: bool) -> None:
+def show(result: dict[str, Any], tables: str, out: Path, as_json: bool) -> None:
+    """Print a result as JSON or as its tables."""
     from rich.console import Console
 
-    from fairchem_piwsl.files import plain
-
     if as_json:
-        typer.echo(json.dumps(plain(result), indent=2))
+        typer.echo(json_text(result), nl=False)
         return
     console = Console()
-    for table in tables:
+    for table in _function(tables)(result):
         console.print(table)
     console.print(f"JSON and plots: {out}")

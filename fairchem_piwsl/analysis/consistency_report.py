@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fairchem_piwsl.analysis import consistency as measures
-from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.analysis.error_metrics import energy_units
 from fairchem_piwsl.analysis.potential import Potential, load_potential
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import file_name, write_result
+from fairchem_piwsl.files import file_name, read_json, write_result
 from fairchem_piwsl.report import figures
+from fairchem_piwsl.report.tables import TAYLOR
 from fairchem_piwsl.structures import read_labelled
 
 # Finite-difference steps in Angstrom: near the optimum of truncation against rounding.
@@ -21,12 +24,6 @@ STEPS = {"float64": 1e-3, "float32": 1e-2}
 REFINEMENTS = {"float64": 3, "float32": 0}
 # Forces and gradient closer than this, relative to the forces, count as one and the same.
 SAME = {"float64": 1e-5, "float32": 1e-2}
-CURVES = {
-    "pitc_k0": "PITC, k = 0",
-    "pitc_k0.5": "PITC, k = 1/2",
-    "pisc_k0": "PISC, k = 0",
-    "pisc_k0.5": "PISC, k = 1/2",
-}
 
 
 def check_consistency(
@@ -50,16 +47,14 @@ def check_consistency(
     part, 12 n_atoms evaluations each). directions: random directions per structure for the force mismatch.
     dr_range, points: smallest, largest and number of displacements, root mean square per atom, Angstrom.
     """
-    if units not in UNITS:
-        raise UserError(f"--units {units}: not known; choose one of {', '.join(UNITS)}.")
-    if not 0 < dr_range[0] < dr_range[1] or points < 2:
+    factor, energy_unit, force_unit = energy_units(units)
+    if not 0 < dr_range[0] < dr_range[1] < math.inf or points < 2:
         raise UserError("--dr: give a smallest and a larger displacement in Angstrom, both above 0.")
     random = np.random.default_rng(seed)
     everything = [item.atoms for item in read_labelled(data)]
     chosen = random.permutation(len(everything))[:structures]
     sample = [everything[i] for i in sorted(chosen)]
     potential, precision = load_precise(checkpoint, sample[0], **load_options)
-    factor, energy_unit, force_unit = UNITS[units]
     step = STEPS[precision]
 
     magnitudes = np.geomspace(*dr_range, points)
@@ -113,11 +108,21 @@ def check_consistency(
         "net": net and {key: value if key == "molecules" else value * factor for key, value in net.items()},
         "conservative": bool(relative < SAME[precision]),
     }
+    result["verdict"] = verdict(result)
     if out is not None:
-        name = file_name(potential.name)
-        write_result(out / f"consistency_{name}.json", result)
-        plot_consistency(result, out / f"consistency_{name}.png")
+        path = result_path(out, f"consistency_{file_name(potential.name)}", potential.path)
+        write_result(path, result, path.with_suffix(".png"))
+        plot_consistency(result, path.with_suffix(".png"))
     return result
+
+
+def result_path(out: Path, stem: str, checkpoint: Path) -> Path:
+    """`<stem>.json`, or the first of `<stem>_2.json`, ... that does not hold another checkpoint's result."""
+    for number in itertools.count(1):
+        path = out / f"{stem}{f'_{number}' if number > 1 else ''}.json"
+        if not path.exists() or Path(read_json(path)["checkpoint"]).resolve() == checkpoint.resolve():
+            return path
+    raise AssertionError
 
 
 def load_precise(checkpoint: str | Path, probe: Any, **load_options: Any) -> tuple[Potential, str]:
@@ -147,7 +152,7 @@ def plot_consistency(result: dict[str, Any], path: Path) -> Path:
     with figures.figure(11.0, 4.6) as fig:
         left, right = fig.subplots(1, 2, width_ratios=(1.25, 1))
         x = np.asarray(result["displacements"])
-        for number, (key, label) in enumerate(CURVES.items()):
+        for number, (key, label) in enumerate(TAYLOR.items()):
             slope = result["slopes"][key]
             left.plot(
                 x,

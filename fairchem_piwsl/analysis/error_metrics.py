@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.units import KCAL_PER_MOL
 
 # unit name -> (factor from eV, energy unit, force unit)
@@ -24,6 +25,13 @@ METRICS = (
     "forces_rmse",
     "forces_cosine",
 )
+
+
+def energy_units(name: str) -> tuple[float, str, str]:
+    """Factor from eV, energy unit and force unit of an option --units."""
+    if name not in UNITS:
+        raise UserError(f"--units {name}: not known; choose one of {', '.join(UNITS)}.")
+    return UNITS[name]
 
 
 @dataclass(frozen=True)

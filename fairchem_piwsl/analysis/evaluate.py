@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from fairchem_piwsl.analysis.error_metrics import METRICS, UNITS, Estimate, error_table, in_units, unit_of
+from fairchem_piwsl.analysis.error_metrics import (
+    METRICS,
+    UNITS,
+    Estimate,
+    energy_units,
+    error_table,
+    in_units,
+    unit_of,
+)
 from fairchem_piwsl.analysis.potential import Potential, Prediction, load_potentials
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_result
@@ -43,8 +51,7 @@ def evaluate(
     parity plots, written when all models are done.
     load_options go to `load_potential` (cpu, dtype, ema, gradient_forces).
     """
-    if units not in UNITS:
-        raise UserError(f"--units {units}: not known; choose one of {', '.join(UNITS)}.")
+    energy_units(units)
     structures = read_labelled(data, limit)
     check_labels(structures, data)
     groups = group(structures, group_by)
@@ -66,9 +73,13 @@ def evaluate(
         "warning": unit_warning(structures, predictions, data),
     }
     if out is not None:
-        write_result(out / "evaluate.json", result)
-        for potential, prediction in zip(potentials, predictions, strict=True):
-            path = out / f"parity_{file_name(potential.name)}.png"
+        stems = [file_name(potential.name) for potential in potentials]
+        pictures = [
+            out / f"parity_{stem}{f'_{number}' if stem in stems[:number] else ''}.png"
+            for number, stem in enumerate(stems)
+        ]
+        write_result(out / "evaluate.json", result, *pictures)
+        for potential, prediction, path in zip(potentials, predictions, pictures, strict=True):
             plot_parity(structures, prediction, units, potential.name, path)
     return result
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
+from fairchem_piwsl.analysis.model_names import short_name, short_names
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import to_batch
 
@@ -65,6 +65,12 @@ class Potential:
         for start in range(0, len(structures), batch_size):
             chunk = structures[start : start + batch_size]
             energy, force = self._evaluate(chunk)
+            if not (np.isfinite(energy).all() and np.isfinite(force).all()):
+                formulas = ", ".join(sorted({str(atoms.symbols) for atoms in chunk}))
+                raise UserError(
+                    f"{self.path}: the model's answer for a structure of {formulas} is not finite; look at the "
+                    "structures, or train the model again."
+                )
             energies.append(energy)
             forces += np.split(force, np.cumsum([len(atoms) for atoms in chunk])[:-1])
         return Prediction(np.concatenate(energies) if energies else np.zeros(0), forces)
@@ -185,51 +191,27 @@ def load_potential(
         ) from error
     if ema:
         copy_averaged_weights(trainer.model, state)
+    for parameter_name, weights in trainer.model.named_parameters():
+        if not weights.isfinite().all():
+            raise UserError(
+                f"{path}: its weights are not finite ({parameter_name}), since training diverged; give an earlier "
+                "checkpoint, or leave this run out."
+            )
     if gradient_forces:
         from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
         differentiate_edge_frames(trainer.model)
     if dtype not in ("float32", "float64"):
         raise UserError(f"dtype: {dtype!r} is not known; choose float32 or float64.")
-    return Potential(trainer, name or path_label(path), path, getattr(torch, dtype), gradient_forces)
+    return Potential(trainer, name or short_name(path), path, getattr(torch, dtype), gradient_forces)
 
 
 def load_potentials(checkpoints: Sequence[str | Path], **options: Any) -> list[Potential]:
     """Load several checkpoints under names that tell them apart."""
     return [
         load_potential(path, name=name, **options)
-        for path, name in zip(checkpoints, unique_labels(checkpoints), strict=True)
+        for path, name in zip(checkpoints, short_names(checkpoints), strict=True)
     ]
-
-
-def path_label(path: str | Path) -> str:
-    """A short name: the run's for `checkpoint.pt` and `best_checkpoint.pt`, else the file's."""
-    return unique_labels([path])[0]
-
-
-def unique_labels(paths: Sequence[str | Path]) -> list[str]:
-    """Short names for `paths`, made longer by leading folders until no two are the same."""
-    folders = [_label_parts(path) for path in paths]
-    files = [Path(path).resolve().with_suffix("").parts for path in paths]
-    # `seed0` alone tells little: the method is in the folder above.
-    shortest = 2 if any(re.fullmatch(r"(seed|run)?[-_]?\d+", parts[-1]) for parts in folders) else 1
-    for parts in (folders, files):
-        for depth in range(shortest, max(map(len, parts), default=0) + 1):
-            names = ["/".join(part[-depth:]) for part in parts]
-            if len(set(names)) == len(names):
-                return names
-    return [f"{parts[-1]} ({number})" for number, parts in enumerate(folders, 1)]
-
-
-def _label_parts(path: str | Path) -> tuple[str, ...]:
-    """Telling parts of a path: without `checkpoints`, general file names and upstream's time stamps."""
-    parts = [part for part in Path(path).resolve().with_suffix("").parts if part != "checkpoints"]
-    if parts[-1] in ("checkpoint", "best_checkpoint"):
-        parts.pop()
-        stamp = re.fullmatch(r"\d{4}(?:-\d\d){5}(?:-(.+))?", parts[-1])
-        if stamp:
-            parts[-1:] = [stamp[1]] if stamp[1] else []
-    return tuple(parts)
 
 
 def file_digest(path: str | Path) -> str:

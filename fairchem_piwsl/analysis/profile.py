@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +12,18 @@ import numpy as np
 from ase import Atoms
 
 from fairchem_piwsl.analysis.bonds import fragment
-from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.analysis.error_metrics import energy_units
 from fairchem_piwsl.analysis.potential import Prediction, load_potentials
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_result
 from fairchem_piwsl.report import figures
+from fairchem_piwsl.report.runs import settings_of
 from fairchem_piwsl.structures import as_molecule, is_isolated, read_structure
 
 
 def bond_profile(
-    checkpoints: Sequence[str | Path],
+    checkpoints: Sequence[str | Path] | None,
     structure: str | Path,
     bond: tuple[int, int],
     *,
@@ -40,18 +42,15 @@ def bond_profile(
     shortest and longest bond in Angstrom. reference: "xtb" or None. Energies are relative to the value at the
     bond length of the structure as given.
     """
-    if units not in UNITS:
-        raise UserError(f"--units {units}: not known; choose one of {', '.join(UNITS)}.")
-    if not 0 < bond_range[0] < bond_range[1] or points < 3:
+    factor, energy_unit, force_unit = energy_units(units)
+    if not 0 < bond_range[0] < bond_range[1] < math.inf or points < 3:
         raise UserError(
             "--range, --points: give a shorter and a longer length in Angstrom, and 3 points or more."
         )
     if not checkpoints and reference is None:
         raise UserError("give at least one checkpoint, or --reference xtb.")
-    if reference is not None:
-        reference_calculator(
-            reference
-        )  # first of all: reading an LMDB loads torch, and tblite must precede it
+    if reference is not None:  # first of all: reading an LMDB loads torch, and tblite must precede it
+        reference_calculator(reference)
     atoms = read_structure(structure, index)
     atoms = as_molecule(atoms) if is_isolated(atoms) else atoms
     atoms.set_constraint()
@@ -62,9 +61,9 @@ def bond_profile(
     curves = {}
     if reference is not None:
         curves[NAMES.get(reference, reference)] = _by_calculator(reference, frames)
-    for potential in load_potentials(checkpoints, **load_options):
+    potentials = load_potentials(checkpoints or [], **load_options)
+    for potential in potentials:
         curves[potential.name] = potential.predict(frames, batch_size)
-    factor, energy_unit, force_unit = UNITS[units]
     direction = atoms.get_distance(*bond, mic=True, vector=True) / initial
     described = {}
     for name, prediction in curves.items():
@@ -86,10 +85,11 @@ def bond_profile(
         "units": {"length": "Angstrom", "energy": energy_unit, "force": force_unit},
         "lengths": lengths,
         "reference": NAMES[reference] if reference else None,
+        "groups": seeds_of_one_run({potential.name: potential.config for potential in potentials}),
         "curves": described,
     }
     if out is not None:
-        write_result(out / "profile.json", result)
+        write_result(out / "profile.json", result, out / "profile.png")
         plot_profile(result, out / "profile.png")
     return result
 
@@ -146,27 +146,51 @@ def _rmse(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.nanmean((a - b) ** 2)))
 
 
-def plot_profile(result: dict[str, Any], path: Path) -> Path:
-    """Energy with slopes by the predicted forces (top); force along the bond, and the curve's slope (bottom).
+def seeds_of_one_run(configs: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Names of models by what they share: those that differ in nothing but their seed are one group.
 
-    Seeds of one method share a colour; slopes are drawn for the first of them.
+    configs: name -> config of the checkpoint. A group is called by its names without the number of the seed.
+    """
+    alike: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        settings = {**settings_of(config), "data": config.get("dataset", {}).get("src")}
+        alike.setdefault(repr(sorted(settings.items(), key=str)), []).append(name)
+    groups: dict[str, list[str]] = {}
+    for members in alike.values():
+        seeds = {configs[name].get("cmd", {}).get("seed") for name in members}
+        for group in [members] if len(seeds) == len(members) else [[name] for name in members]:
+            label = group[0]
+            if len(group) > 1:
+                shared = {re.sub(r"[/_. -]*(seed|run|s)?[-_]?\d+$", "", name) for name in group} - {""}
+                label = f"{shared.pop() if len(shared) == 1 else label}, {len(group)} seeds"
+            groups[label if label not in groups else f"{group[0]}, {label}"] = group
+    return groups
+
+
+def plot_profile(result: dict[str, Any], path: Path) -> Path:
+    """Energy (top) and force along the bond (bottom), the mean and range over the seeds of a run.
+
+    Short tangents show the slope that the predicted force gives, dotted lines the slope of the energy curve; with
+    more than three models they would hide the curves.
     """
     units, lengths = result["units"], np.asarray(result["lengths"])
-    groups = _seeds([name for name in result["curves"] if name != result["reference"]])
+    groups, detailed = result["groups"], len(result["groups"]) <= 3
     with figures.figure(7.0, 7.0) as fig:
         top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
-        for number, (group, names) in enumerate(groups.items()):
+        for number, (label, names) in enumerate(groups.items()):
             colour = figures.colour(number)
-            for name in names:
-                energy, force = (np.asarray(result["curves"][name][key]) for key in ("energy", "force"))
-                is_first = name == names[0]
-                label = (f"{group}, {len(names)} seeds" if len(names) > 1 else group) if is_first else None
-                style = {"color": colour, "linewidth": 1.6 if is_first else 0.9}
-                top.plot(lengths, energy, label=label, **style)
-                bottom.plot(lengths, force, **style)
-                if is_first:
-                    _draw_slopes(top, lengths, energy, force, colour)
-                    bottom.plot(lengths, -np.gradient(energy, lengths), color=colour, linestyle=":")
+            energies, forces = (
+                np.array([result["curves"][n][key] for n in names]) for key in ("energy", "force")
+            )
+            for axes, values in ((top, energies), (bottom, forces)):
+                axes.plot(lengths, values.mean(axis=0), label=label if axes is top else None, color=colour)
+                axes.fill_between(
+                    lengths, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0
+                )
+            if detailed:
+                energy, force = energies.mean(axis=0), forces.mean(axis=0)
+                _draw_slopes(top, lengths, energy, force, colour)
+                bottom.plot(lengths, -np.gradient(energy, lengths), color=colour, linestyle=":")
         if result["reference"]:
             curve = result["curves"][result["reference"]]
             style = {"color": figures.REFERENCE, "linewidth": 2.2}
@@ -174,26 +198,19 @@ def plot_profile(result: dict[str, Any], path: Path) -> Path:
             bottom.plot(lengths, curve["force"], **style)
         for axes in (top, bottom):
             axes.axvline(result["initial_length"], color="#888888", linewidth=0.8, linestyle="--")
-        bottom.plot([], [], color="#555555", linestyle=":", label="slope of the energy curve, -dE/dd")
         bottom.axhline(0, color="#888888", linewidth=0.8)
         first, second = (f"{e}{i}" for e, i in zip(result["elements"], result["bond"], strict=True))
+        notes = ["bands: range over seeds"] if any(len(names) > 1 for names in groups.values()) else []
+        if detailed and groups:
+            notes.append("short lines: slope by the predicted force")
+            bottom.plot([], [], color="#555555", linestyle=":", label="slope of the energy curve, -dE/dd")
+            bottom.legend()
         top.set_ylabel(f"energy ({units['energy']}), 0 as given")
-        top.set_title(
-            f"{result['formula']}: bond {first}-{second}; short lines: slope by the predicted force"
-        )
+        top.set_title("; ".join([f"{result['formula']}: bond {first}-{second}", *notes]))
         bottom.set_xlabel("bond length (Angstrom); dashed: as given")
         bottom.set_ylabel(f"force along the bond\n({units['force']})")
         top.legend()
-        bottom.legend()
         return figures.save(fig, path)
-
-
-def _seeds(names: Sequence[str]) -> dict[str, list[str]]:
-    """Models whose names differ in the number of their seed or run alone, under what they share."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(re.sub(r"[/_ -]?(seed|run)[-_]?\d+$", "", name) or name, []).append(name)
-    return {group if len(members) > 1 else members[0]: members for group, members in groups.items()}
 
 
 def _draw_slopes(axes: Any, lengths: np.ndarray, energy: np.ndarray, force: np.ndarray, colour: str) -> None:

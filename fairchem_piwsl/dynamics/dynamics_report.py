@@ -15,7 +15,7 @@ from ase.calculators.calculator import Calculator
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.dynamics import stability
 from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settings
-from fairchem_piwsl.dynamics.simulation import MDSettings, criterion_for, simulate
+from fairchem_piwsl.dynamics.simulation import MDSettings, check_positive, criterion_for, simulate
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_result
 from fairchem_piwsl.report import figures
@@ -49,8 +49,15 @@ def run_md(
     """
     if (checkpoint is None) == (calculator is None):
         raise UserError("give either a checkpoint or --calculator.")
-    if steps < 1 or seeds < 1:
-        raise UserError("--steps and --seeds must be 1 or more.")
+    if steps < 1 or seeds < 1 or first_seed < 0:
+        raise UserError("--steps and --seeds must be 1 or more, --first-seed 0 or more.")
+    limits = {
+        "--bond-threshold": bond_threshold,
+        "--rdf-threshold": rdf_threshold,
+        "--rdf-window": rdf_window,
+    }
+    for option, value in limits.items():
+        check_positive(option, value)
     if calculator is not None:
         reference_calculator(calculator)  # first of all: reading an LMDB loads torch, tblite must precede it
     atoms = _molecule_or_crystal(read_structure(structure, index))
@@ -61,6 +68,9 @@ def run_md(
         criterion_for(atoms, reference, settings, bond_threshold, rdf_threshold, rdf_window)
         for _ in range(seeds)
     ]
+    trial = atoms.copy()
+    trial.calc = engine()
+    trial.get_forces()  # a model that cannot do this structure at all says so here, before anything is written
     check_settings(folder, _fingerprint(atoms, settings, source, criteria[0]))
     runs = []
     for seed, criterion in enumerate(criteria, first_seed):
@@ -92,7 +102,7 @@ def run_md(
     folders = [folder / f"seed_{run['seed']}" for run in runs]
     distances = _distances(folders, runs, reference)
     result["distances"] = distances
-    write_result(folder / "md.json", result)
+    write_result(folder / "md.json", result, folder / "md.png")
     plot_md(result, folders, len(atoms), folder / "md.png")
     return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ase import Atoms
 from ase.io.trajectory import Trajectory
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import whole_file, write_text
+from fairchem_piwsl.files import as_json, read_json, whole_file, write_json, write_text
 
 COLUMNS = ("step", "time_ps", "potential", "kinetic", "total", "temperature", "departure")
 
@@ -75,7 +76,7 @@ class RunFolder:
                 atoms.set_momenta(state["momenta"], apply_constraint=False)
                 random.bit_generator.state = json.loads(str(state["random"]))
                 progress = Progress(**json.loads(str(state["progress"])))
-        except (OSError, ValueError, KeyError) as error:
+        except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{self.state}: not readable ({error}); move the folder away to start this run again."
             ) from None
@@ -94,9 +95,14 @@ class RunFolder:
 
     def table(self) -> dict[str, np.ndarray]:
         """The log, one array per column of `COLUMNS`."""
-        with self.log.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
+        try:
+            with self.log.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            return {column: np.array([float(row[column]) for row in rows]) for column in COLUMNS}
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.log}: truncated or damaged ({error!r}); move the folder away to start again."
+            ) from None
 
     def _cut(self, frames: int) -> None:
         stored = self.frames()
@@ -119,10 +125,11 @@ class RunFolder:
 def check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Store `settings` in a folder without runs; refuse to continue a run under other ones."""
     path = folder / "settings.json"
-    text = json.dumps(settings, indent=2, sort_keys=True)
+    now = json.loads(as_json(settings))
     if path.exists() and any(folder.glob("seed_*/state.npz")):
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        now = json.loads(text)
+        stored = read_json(path)
+        if not isinstance(stored, dict):
+            raise UserError(f"{path}: not the settings of a run; move the folder away to start again.")
         different = [key for key in now if stored.get(key) != now[key]]
         if different:
             key = different[0]
@@ -131,4 +138,4 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
                 "choose another --out."
             )
         return
-    write_text(path, text + "\n")
+    write_json(path, now)

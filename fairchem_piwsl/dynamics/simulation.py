@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,13 @@ class MDSettings:
         if self.ensemble not in ("nve", "nvt"):
             raise UserError(f"--ensemble {self.ensemble}: not known; choose nve or nvt.")
         for name in ("temperature", "timestep", "friction", "interval"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be above 0.")
+            check_positive(f"--{name}", getattr(self, name))
+
+
+def check_positive(option: str, value: float) -> None:
+    """Refuse what is not a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise UserError(f"{option} {value}: give a number above 0.")
 
 
 def simulate(
@@ -65,7 +71,6 @@ def simulate(
         return progress
     if progress.frames == 0:
         _thermalise(atoms, settings.temperature, random)
-        atoms.get_forces()  # a model that cannot do this structure at all raises here, before anything is written
         files.record(atoms, random, progress, _row(atoms, 0, settings, _departure(criterion, atoms)))
     elif isinstance(criterion, RdfCriterion):
         for frame in files.frames():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.analysis.error_metrics import energy_units
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, plain, write_result
 from fairchem_piwsl.report import page, printed_results, report_figures
@@ -64,7 +65,6 @@ def make_report(
     paper_dataset: str | None = None,
     title: str = "Training report",
     out: Path = Path("results/report"),
-    tell: Callable[[str], None] = lambda text: None,
     **load_options: Any,
 ) -> dict[str, Any]:
     """Compare the runs below `folders`; write `report.html`, `report.md`, `report.json` and PNGs to `out`.
@@ -73,8 +73,7 @@ def make_report(
     JSON that `piwsl evaluate` left in the folders is used, beside the validation errors of TensorBoard files.
     paper_dataset: name of the paper's data set, where the path of the training data does not tell it.
     """
-    if units not in UNITS:
-        raise UserError(f"--units {units}: not known; choose one of {', '.join(UNITS)}.")
+    factor, energy_unit, _ = energy_units(units)
     datasets = {item.dataset for item in printed_results.printed_values()}
     if paper_dataset is not None and paper_dataset not in datasets:
         raise UserError(
@@ -82,10 +81,9 @@ def make_report(
         )
     runs = find_runs(folders)
     if data is not None:
-        _evaluate(runs, data, out / "evaluations", tell, load_options)
+        _evaluate(runs, data, out / "evaluations", load_options)
     add_measurements(runs, [*folders, *([out / "evaluations"] if data is not None else [])], units)
-    factor = UNITS[units][0]
-    names = quantity_names({key for run in runs for key in run.values}, units)
+    names = quantity_names({key for run in runs for key in run.values}, energy_unit)
     sections: list[Section] = []
     for (dataset, n_train, model, energies_only), methods in families(runs).items():
         limit = add_timed_errors(methods, factor)
@@ -109,9 +107,8 @@ def make_report(
     return result
 
 
-def quantity_names(measured: Iterable[str], units: str) -> dict[str, tuple[str, str]]:
+def quantity_names(measured: Iterable[str], energy_unit: str) -> dict[str, tuple[str, str]]:
     """Titles and units of all quantities of `QUANTITIES`, and of those in `measured` that carry a condition."""
-    energy_unit = UNITS[units][1]
     conditions = sorted({key.partition("@")[2] for key in measured} - {""})
     return {
         f"{key}@{condition}" if condition else key: (
@@ -127,7 +124,6 @@ def _evaluate(
     runs: Sequence[Run],
     data: str | Path,
     folder: Path,
-    tell: Callable[[str], None],
     load_options: dict[str, Any],
 ) -> None:
     """Test errors of each run's checkpoint; a checkpoint that was evaluated on `data` before is left out."""
@@ -138,7 +134,7 @@ def _evaluate(
     for number, run in enumerate(runs, 1):
         path = folder / f"{file_digest(run.checkpoint)}_{file_name(Path(data).stem)}_{stamp}.json"
         if not path.exists():
-            tell(f"evaluating {number} of {len(runs)}: {run.checkpoint}")
+            print(f"evaluating {number} of {len(runs)}: {run.checkpoint}", file=sys.stderr)
             write_result(path, evaluate([run.checkpoint], data, group_by="none", **load_options))
 
 

@@ -125,7 +125,7 @@ def _tell_apart(runs: list[Run]) -> None:
     for run in runs:
         groups.setdefault((*family_of(run), run.method), []).append(run)
     for members in groups.values():
-        settings = [_flat(run.config) for run in members]
+        settings = [settings_of(run.config) for run in members]
         keys = sorted({key for item in settings for key in item})
         different = [key for key in keys if len({repr(item.get(key)) for item in settings}) > 1]
         for run, item in zip(members, settings, strict=True):
@@ -134,13 +134,14 @@ def _tell_apart(runs: list[Run]) -> None:
                 run.method = f"{run.method} ({shown})"
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def settings_of(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values of a config, without paths, names and the seed, which runs of one method differ in."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if not prefix and key in PERSONAL:
             continue
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= settings_of(value, f"{prefix}{key}.")
         else:
             flat[prefix + str(key)] = value
     return flat
@@ -183,13 +184,22 @@ def add_measurements(runs: Sequence[Run], folders: Sequence[str | Path], units: 
         content = read_json(path)
         if not isinstance(content, dict):
             continue
-        for entry in content.get("models", [content]) if content.get("command") else [content]:
-            run = _owner(runs, entry.get("checkpoint"))
-            if run is not None:
-                run.values |= _measured(content, entry, units)
-                if content.get("command") == "md":
-                    starts = [(start["time"], start["failed"]) for start in content["runs"]]
-                    run.dynamics[_conditions(content)] = starts
+        try:
+            _add(runs, content, units)
+        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(
+                f"{path}: not what piwsl {content.get('command', '')} writes ({error!r}); delete it or move it away."
+            ) from None
+
+
+def _add(runs: Sequence[Run], content: dict[str, Any], units: str) -> None:
+    for entry in content.get("models", [content]) if content.get("command") else [content]:
+        run = _owner(runs, entry.get("checkpoint"))
+        if run is not None:
+            run.values |= _measured(content, entry, units)
+            if content.get("command") == "md":
+                starts = [(start["time"], start["failed"]) for start in content["runs"]]
+                run.dynamics[_conditions(content)] = starts
 
 
 def _owner(runs: Sequence[Run], checkpoint: Any) -> Run | None:

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 TITLES = {
     "energy_mae": "energy MAE",
@@ -16,6 +17,15 @@ TITLES = {
     "forces_mae": "force MAE",
     "forces_rmse": "force RMSE",
     "forces_cosine": "force cosine",
+}
+
+
+#: residuals of Eqs. 3 and 4 with k of Eq. 2, as `piwsl consistency` names them
+TAYLOR = {
+    "pitc_k0": "PITC, k = 0",
+    "pitc_k0.5": "PITC, k = 1/2",
+    "pisc_k0": "PISC, k = 0",
+    "pisc_k0.5": "PISC, k = 1/2",
 }
 
 
@@ -43,15 +53,16 @@ def markdown_table(
     return "".join([lines[0], f"|{rule}|\n", *lines[1:]])
 
 
-def evaluation_tables(result: dict[str, Any]) -> list[Table]:
-    """One table for all models, and one for each model's groups."""
+def evaluation_tables(result: dict[str, Any]) -> list[Table | Text]:
+    """One table for all models, one for each model's groups, and a warning."""
     summary = Table(
         title=f"{result['data']}: {result['structures']} structures, {result['atoms']} atoms",
         caption=f"[{result['confidence']:.0%} bootstrap interval over structures]",
     )
     fill = _row_for_each_error if len(result["models"]) <= 2 else _row_for_each_model
     fill(summary, result)
-    return [summary, *(_group_table(result, model) for model in result["models"] if model["groups"])]
+    groups = [_group_table(result, model) for model in result["models"] if model["groups"]]
+    return [summary, *groups, *([Text(result["warning"], style="yellow")] if result["warning"] else [])]
 
 
 def _row_for_each_error(table: Table, result: dict[str, Any]) -> None:
@@ -92,15 +103,15 @@ def _group_table(result: dict[str, Any], model: dict[str, Any]) -> Table:
     return table
 
 
-def consistency_table(result: dict[str, Any], labels: dict[str, str]) -> Table:
-    """All measures of `piwsl consistency` in one table."""
+def consistency_tables(result: dict[str, Any]) -> list[Table | str]:
+    """All measures of `piwsl consistency` in one table, and what they mean."""
     units, net, curl = result["units"], result["net"], result["curl"]
     sample = f"{result['structures']} structures, {result['precision']}"
     table = Table(title=f"{result['model']} on {result['data']}: {sample}")
     for heading in ("measure", "value", "unit"):
         table.add_column(heading, justify="right" if heading == "value" else "left")
     last = number(result["displacements"][-1], 2)
-    for key, label in labels.items():
+    for key, label in TAYLOR.items():
         table.add_row(
             f"{label}: residual at |dr| = {last}", number(result["residuals"][key][-1]), units["energy"]
         )
@@ -114,10 +125,10 @@ def consistency_table(result: dict[str, Any], labels: dict[str, str]) -> Table:
     if net:
         table.add_row("net force of a molecule, RMS", number(net["force_rms"]), units["force"])
         table.add_row("net torque of a molecule, RMS", number(net["torque_rms"]), units["torque"])
-    return table
+    return [table, result["verdict"]]
 
 
-def profile_table(result: dict[str, Any]) -> Table:
+def profile_tables(result: dict[str, Any]) -> list[Table]:
     """One row for each curve of `piwsl profile`."""
     units = result["units"]
     table = Table(
@@ -140,10 +151,10 @@ def profile_table(result: dict[str, Any]) -> Table:
         elif result["reference"]:
             cells += [number(curve["energy_rmse"]), number(curve["force_rmse"])]
         table.add_row(name, *cells)
-    return table
+    return [table]
 
 
-def md_table(result: dict[str, Any]) -> Table:
+def md_tables(result: dict[str, Any]) -> list[Table]:
     """One row for each seed of `piwsl md`."""
     summary, criterion = result["summary"], result["criterion"]
     bound = "at least " if summary["is_lower_bound"] else ""
@@ -160,7 +171,7 @@ def md_table(result: dict[str, Any]) -> Table:
         measured = ("drift", "energy_std", "temperature", "ns_per_day")
         cells = [number(run[key]) for key in measured]
         table.add_row(str(run["seed"]), number(run["time"]), run["reason"] or "no", *cells)
-    return table
+    return [table]
 
 
 def report_tables(result: dict[str, Any]) -> list[Table]:

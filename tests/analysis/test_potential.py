@@ -9,7 +9,8 @@ from ase import Atoms
 from helpers_analysis import rattled, train, write_lmdb
 from helpers_models import EQUIFORMER_V2, ESCN, PAINN, SCHNET, build, gradient
 
-from fairchem_piwsl.analysis.potential import load_potential, unique_labels
+from fairchem_piwsl.analysis.model_names import short_names
+from fairchem_piwsl.analysis.potential import load_potential
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import read_labelled
 
@@ -187,16 +188,16 @@ def test_structures_that_a_model_cannot_do_are_named(checkpoints, structures):
 def test_names_tell_checkpoints_apart(tmp_path):
     one, two = tmp_path / "one" / "model", tmp_path / "two" / "model"
     best, last = "best_checkpoint.pt", "checkpoint.pt"
-    assert unique_labels([one / best]) == ["model"]
-    assert unique_labels([one / best, two / best]) == ["one/model", "two/model"]
-    assert unique_labels([one / best, one / last]) == ["best_checkpoint", "checkpoint"]
-    assert unique_labels([one / "a.pt", one / "b.pt"]) == ["a", "b"]
+    assert short_names([one / best]) == ["model"]
+    assert short_names([one / best, two / best]) == ["one/model", "two/model"]
+    assert short_names([one / best, one / last]) == ["best_checkpoint", "checkpoint"]
+    assert short_names([one / "a.pt", one / "b.pt"]) == ["a", "b"]
     stamp = "2026-11-20-08-53-20"
     runs = [tmp_path / method / "seed0" / "checkpoints" / stamp / best for method in ("base", "weak")]
-    assert unique_labels(runs[:1]) == ["base/seed0"]
-    assert unique_labels(runs) == ["base/seed0", "weak/seed0"]
-    assert unique_labels([tmp_path / "run" / "checkpoints" / f"{stamp}-case-F" / best]) == ["case-F"]
-    assert unique_labels([one / last, one / last]) == ["model (1)", "model (2)"]
+    assert short_names(runs[:1]) == ["base/seed0"]
+    assert short_names(runs) == ["base/seed0", "weak/seed0"]
+    assert short_names([tmp_path / "run" / "checkpoints" / f"{stamp}-case-F" / best]) == ["case-F"]
+    assert short_names([one / last, one / last]) == ["model (1)", "model (2)"]
 
 
 def test_lmdb_labels_old_names_and_missing_forces(tmp_path, structures):
