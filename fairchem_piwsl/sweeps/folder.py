@@ -1,7 +1,7 @@
 """The folder of a sweep: all that a worker or a later `resume` needs, whatever happens to the original files.
 
 ```
-sweep.yml    the sweep file            workers/   signs of life of the workers
+sweep.yml    the sweep file            workers/   heartbeats of the workers
 base.yml     the base config           jobs/      submitit's logs and pickles
 journal.log  the study                 runs/      checkpoints, logs, validations, errors of the trials
 launch.json  working directory, jobs   report/    plots and the HTML page
@@ -10,8 +10,8 @@ launch.json  working directory, jobs   report/    plots and the HTML page
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,37 @@ import yaml
 
 from fairchem_piwsl.config import load_config, read_yaml
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.heartbeat import write_json
-from fairchem_piwsl.sweeps.spec import Sweep, parse_sweep
+from fairchem_piwsl.files import read_json, write_json, write_text
+from fairchem_piwsl.sweeps.storage import journal_path
+from fairchem_piwsl.sweeps.sweep_file import Sweep, parse_sweep
 
 SWEEP, BASE, LAUNCH = "sweep.yml", "base.yml", "launch.json"
 
 
-def make_folder(folder: Path, sweep: Sweep, base: dict[str, Any]) -> None:
+def make_folder(folder: Path, content: Mapping[str, Any], sweep: Sweep, base: dict[str, Any]) -> None:
     """Keep the sweep file and its base config as they are now; later edits must not mix into the study."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(folder / BASE, base)
     storage = sweep.storage
     if storage != "journal" and "://" not in storage:
         storage = str(Path(storage).resolve())
-    write_yaml(folder / SWEEP, {**sweep.source, "study": sweep.study, "base": BASE, "storage": storage})
+    kept = {"study": sweep.study, "base": BASE, "storage": storage, "trials": sweep.trials}
+    write_yaml(folder / BASE, base)
+    write_yaml(folder / SWEEP, {**content, **kept})
     write_json(folder / LAUNCH, {"workdir": os.getcwd(), "jobs": []})
 
 
-def load_folder(folder: Path, change_directory: bool = False) -> Sweep:
-    """The sweep of a folder; relative paths in its config count from where the sweep was started."""
+def load_folder(folder: Path, change_directory: bool = False, **instead: Any) -> Sweep:
+    """The sweep of a folder; relative paths in its config count from where the sweep was started.
+
+    Args:
+        instead: entries in place of the sweep file's, as for `load_sweep`.
+    """
     if not (folder / SWEEP).is_file():
         raise UserError(f"{folder} holds no sweep; give the folder that `piwsl sweep start` named.")
-    sweep = parse_sweep(read_yaml(folder / SWEEP, "sweep file"), load_config(folder / BASE))
+    content = read_yaml(folder / SWEEP, "sweep file")
+    sweep = parse_sweep(content, load_config(folder / BASE), where=f"sweep file {folder / SWEEP}", **instead)
+    journal = journal_path(sweep.storage, folder)
+    if journal is not None and not journal.is_file():
+        raise UserError(f"{journal}, the study of {folder}, does not exist; put back a copy of it.")
     if change_directory:
         os.chdir(read_launch(folder)["workdir"])
     return sweep
@@ -48,12 +57,16 @@ def load_folder(folder: Path, change_directory: bool = False) -> Sweep:
 
 def read_launch(folder: Path) -> dict[str, Any]:
     """What the launcher noted about itself and its jobs."""
-    return json.loads((folder / LAUNCH).read_text(encoding="utf-8"))
+    path = folder / LAUNCH
+    launch = read_json(path) if path.is_file() else {}
+    if not isinstance(launch, dict) or not {"workdir", "jobs"} <= launch.keys():
+        raise UserError(
+            f'{path} is broken: write {{"workdir": "<where the sweep was started>", "jobs": []}} into it.'
+        )
+    return launch
 
 
 def write_yaml(path: Path, content: Any, head: str = "") -> None:
-    """Replace a YAML file in one step; `head` goes above it as comments."""
+    """Write a YAML file, whole or not at all; `head` goes above it as comments."""
     lines = "".join(f"# {line}\n" for line in head.splitlines())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(lines + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, lines + yaml.safe_dump(content, sort_keys=False))

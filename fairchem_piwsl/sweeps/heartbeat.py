@@ -1,4 +1,4 @@
-"""Signs of life of the workers, as small files, since a journal study has no heartbeat of its own.
+"""Heartbeats of the workers, as small files, since a journal study has none of its own.
 
 Each worker rewrites its file every few seconds. Another worker takes it for dead when the content has not
 changed for a while *by the observer's own clock*, so clocks of different machines need not agree.
@@ -14,13 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.files import write_json
+
 WORKERS = "workers"
 STOP = "stop"
 #: seconds for which an NFS client may show an old file
 NFS_CACHE = 60
 
 
-class Pulse:
+class Heartbeat:
     """Writes a worker's file every `interval` seconds from a thread, and calls `each_beat` there."""
 
     def __init__(
@@ -34,8 +36,7 @@ class Pulse:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Pulse:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def __enter__(self) -> Heartbeat:
         self.update()
         self._thread.start()
         return self
@@ -58,15 +59,8 @@ class Pulse:
             try:
                 self.update()
                 self._each_beat()
-            except OSError:  # a file server that is away for a moment must not end the pulse
+            except OSError:  # a file server that is away for a moment must not end the heartbeat
                 continue
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file so that readers never see half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def read_workers(folder: Path) -> dict[str, dict[str, Any]]:
@@ -76,22 +70,25 @@ def read_workers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A heartbeat; empty where there is none that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) and {"beat", "time", "state"} <= content.keys() else {}
 
 
-class Watch:
-    """Tells which workers have stopped beating, after watching them for `grace` seconds."""
+class Observer:
+    """Tells which workers' heartbeats have stopped, after looking at them for `grace` seconds."""
 
     def __init__(self, folder: Path, grace: float) -> None:
         self.folder = folder
         self.grace = grace
+        #: worker -> its last beat, when it was first seen, whether it has been seen to change
         self._seen: dict[str, tuple[Any, float, bool]] = {}
 
     def silent_for(self, worker: str) -> float:
-        """Seconds since this watch last saw the worker's file change; infinite once the worker has ended."""
+        """Seconds since the worker's file was last seen to change; infinite once the worker has ended."""
         path = self.folder / WORKERS / f"{worker}.json"
         content = _read(path)
         if content.get("state") == "ended" or (content and self._age(path) > self.grace + NFS_CACHE):
@@ -104,9 +101,13 @@ class Watch:
         return now - self._seen[worker][1]
 
     def is_alive(self, worker: str, within: float) -> bool:
-        """Whether this watch has seen the worker beat, and within that many seconds."""
+        """Whether the worker's heart has been seen to beat, and within that many seconds."""
         silence = self.silent_for(worker)
         return silence <= within and self._seen[worker][2]
+
+    def is_dead(self, worker: str) -> bool:
+        """Whether the worker has ended or been silent for longer than `grace`."""
+        return self.silent_for(worker) > self.grace
 
     def _age(self, path: Path) -> float:
         """Seconds since the last beat; both times are stamped by the file server."""
@@ -116,7 +117,3 @@ class Watch:
             return probe.stat().st_mtime - path.stat().st_mtime
         except FileNotFoundError:
             return 0.0
-
-    def is_dead(self, worker: str) -> bool:
-        """Whether the worker has ended or been silent for longer than `grace`."""
-        return self.silent_for(worker) > self.grace

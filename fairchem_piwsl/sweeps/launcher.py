@@ -1,4 +1,4 @@
-"""Starting and resuming sweeps: the study first, then workers as jobs, then a watch until all is done.
+"""Starting and resuming sweeps: the study first, then workers as jobs, then a look after them until all is done.
 
 The launcher may be killed at any time: it holds nothing that the study and the folder do not.
 """
@@ -7,33 +7,38 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage
 
+from fairchem_piwsl.config import read_yaml
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.fleet import Fleet
+from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.sweeps.folder import LAUNCH, SWEEP, load_folder, make_folder, read_launch, write_yaml
-from fairchem_piwsl.sweeps.heartbeat import STOP, Watch
+from fairchem_piwsl.sweeps.heartbeat import STOP, Observer
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
-from fairchem_piwsl.sweeps.spec import Sweep, load_bases, load_sweep
 from fairchem_piwsl.sweeps.storage import open_storage
 from fairchem_piwsl.sweeps.study import (
+    REASON,
     add_slots,
     check_same_space,
     counts,
     create_study,
     load_study,
     retry_dead,
+    slots,
 )
+from fairchem_piwsl.sweeps.sweep_checks import check_executor, check_new_folder, check_trials
+from fairchem_piwsl.sweeps.sweep_file import Sweep, load_bases, load_sweep
 from fairchem_piwsl.sweeps.worker import Worker, budget_spent
+from fairchem_piwsl.sweeps.worker_jobs import WorkerJobs, slurm_executor
 
-EXECUTORS = ("local", "slurm", "debug")
 Show = Callable[[optuna.Study, Path], None]
 #: how often workers are sent again without a trial being finished in between
-MAX_STRIKES = 5
+MAX_RESTARTS = 5
 #: seconds between two looks at the study
 POLL = 1.0
 #: seconds given to workers after Ctrl-C
@@ -49,7 +54,7 @@ def start(
     detach: bool = False,
     show: Show | None = None,
 ) -> Path:
-    """Begin the sweep of a sweep file; everything is checked before any job is sent.
+    """Begin the sweep of a sweep file; everything is checked before anything is written or sent.
 
     Args:
         folder: where to keep the sweep, by default `sweeps/<study>`.
@@ -59,24 +64,33 @@ def start(
 
     Returns:
         The folder of the sweep.
+
+    Raises:
+        UserError: a mistake in the sweep file or the options, or all trials failed.
     """
     check_executor(executor)
-    sweep = load_sweep(path, trials)
+    sweep = load_sweep(path, trials=trials, workers=workers)
     make_sampler(sweep)
     make_pruner(sweep)
     folder = (folder or Path("sweeps") / sweep.study).absolute()
     if (folder / LAUNCH).exists():
         _refuse_second_start(sweep, folder)
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        create_study(sweep, open_storage(sweep.storage, folder))
-        make_folder(folder, sweep, load_bases(path, sweep.source))
-    except BaseException:
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    run(folder, executor, workers, detach, show)
+    check_new_folder(sweep, folder)
+    check_trials(sweep)
+    if executor == "slurm":
+        slurm_executor(folder, sweep)
+    content = read_yaml(path, "sweep file")
+    with _removed_on_error(folder):
+        storage = open_storage(sweep.storage, folder)
+        study = create_study(sweep, storage)
+        try:
+            make_folder(folder, content, sweep, load_bases(path, content))
+            jobs = _send_first(study, folder, sweep, executor)
+        except BaseException:
+            with suppress(Exception):  # where its journal is in the folder, that goes as well
+                optuna.delete_study(study_name=sweep.study, storage=storage)
+            raise
+    _look_after(study, storage, folder, jobs, detach, show)
     return folder
 
 
@@ -88,18 +102,25 @@ def resume(
     detach: bool = False,
     show: Show | None = None,
 ) -> None:
-    """Go on with a sweep whose launcher or workers ended, or give it more trials."""
+    """Go on with a sweep whose launcher or workers ended, or give it more trials; arguments as for `start`."""
     folder = folder.absolute()
-    sweep = load_folder(folder)
+    sweep = load_folder(folder, trials=trials, workers=workers)
     executor = executor or read_launch(folder).get("executor", "local")
     check_executor(executor)
-    study = load_study(sweep, open_storage(sweep.storage, folder))
+    check_output_folder(folder, "folder")
+    check_trials(sweep)
+    storage = open_storage(sweep.storage, folder)
+    study = load_study(sweep, storage)
     if "space" in study.user_attrs:
         check_same_space(study, sweep)
     if trials is not None:
-        write_yaml(folder / SWEEP, {**sweep.source, "trials": trials})
-    add_slots(study, trials or sweep.trials)
-    run(folder, executor, workers, detach, show)
+        number = len(slots(study))
+        if trials < number:
+            raise UserError(f"--trials {trials}: {folder} has {number} already; give a larger number.")
+        write_yaml(folder / SWEEP, {**read_yaml(folder / SWEEP, "sweep file"), "trials": sweep.trials})
+    add_slots(study, sweep.trials)
+    jobs = _send_first(study, folder, sweep, executor)
+    _look_after(study, storage, folder, jobs, detach, show)
 
 
 def _refuse_second_start(sweep: Sweep, folder: Path) -> None:
@@ -108,64 +129,83 @@ def _refuse_second_start(sweep: Sweep, folder: Path) -> None:
     raise UserError(f"{folder} holds a sweep already: continue it with `piwsl sweep resume {folder}`.")
 
 
-def check_executor(executor: str) -> None:
-    """Raise where jobs cannot be sent with this executor."""
-    if executor not in EXECUTORS:
-        raise UserError(f"--executor {executor} is not known; choose one of {', '.join(EXECUTORS)}.")
-    if executor == "slurm" and shutil.which("sbatch") is None:
-        raise UserError(
-            "--executor slurm needs the command 'sbatch', which is not on this machine; "
-            "log in to the cluster or use --executor local."
-        )
-
-
-def run(folder: Path, executor: str, workers: int | None, detach: bool, show: Show | None) -> None:
-    """Send the workers that are missing and, unless `detach`, stay until the sweep is over."""
-    sweep = load_folder(folder)
-    storage = open_storage(sweep.storage, folder)
-    study = load_study(sweep, storage)
-    (folder / STOP).unlink(missing_ok=True)
-    study.set_user_attr("started", time.time())
-    if executor == "debug":
-        Worker(str(folder))()
-        return
-    fleet = Fleet(folder, sweep, executor)
-    wanted = workers or sweep.workers
-    fleet.send(min(wanted, open_trials(study)) - fleet.number_alive())
-    if detach:
-        return
+@contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    """Make an empty folder, which is as it was before where the block does not come to its end."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        _watch(study, storage, folder, fleet, wanted, show)
-    except KeyboardInterrupt:
-        fleet.stop(STOP_WAIT)
+        yield
+    except BaseException:
+        shutil.rmtree((missing or [folder])[-1], ignore_errors=True)
+        if not missing:
+            folder.mkdir()
         raise
 
 
+def _send_first(study: optuna.Study, folder: Path, sweep: Sweep, executor: str) -> WorkerJobs:
+    """Send the workers that are missing."""
+    (folder / STOP).unlink(missing_ok=True)
+    study.set_user_attr("started", time.time())
+    jobs = WorkerJobs(folder, sweep, executor)
+    if executor != "debug":
+        jobs.send(min(sweep.workers, open_trials(study)) - jobs.number_alive())
+    return jobs
+
+
+def _look_after(
+    study: optuna.Study,
+    storage: BaseStorage,
+    folder: Path,
+    jobs: WorkerJobs,
+    detach: bool,
+    show: Show | None,
+) -> None:
+    """Stay, unless `detach`, until the sweep is over; raise where no trial has come to a good end."""
+    if jobs.executor == "debug":
+        Worker(str(folder))()
+    elif detach:
+        return
+    else:
+        try:
+            _watch(study, storage, folder, jobs, show)
+        except KeyboardInterrupt:
+            jobs.stop(STOP_WAIT)
+            raise
+    number = counts(study)
+    if number["fail"] and not number["complete"] and not number["pruned"]:
+        reasons = [trial.user_attrs[REASON] for trial in slots(study).values() if REASON in trial.user_attrs]
+        raise UserError(
+            f"all {number['fail']} trials of {folder} that ran have failed, the last with '{reasons[-1]}'; "
+            f"read {folder / 'runs' / 'errors'}, correct the sweep file and start it with another --folder."
+        )
+
+
 def _watch(
-    study: optuna.Study, storage: BaseStorage, folder: Path, fleet: Fleet, wanted: int, show: Show | None
+    study: optuna.Study, storage: BaseStorage, folder: Path, jobs: WorkerJobs, show: Show | None
 ) -> None:
     """Look after trials and workers until the sweep is over."""
-    sweep, observer = fleet.sweep, Watch(folder, fleet.sweep.grace)
-    finished, strikes = -1, 0
+    sweep, observer = jobs.sweep, Observer(folder, jobs.sweep.heartbeat.grace)
+    finished, restarts = -1, 0
     while True:
         retry_dead(study, storage, folder, observer, sweep.retries)
         if show is not None:
             show(study, folder)
-        number, alive = counts(study), fleet.number_alive()
+        number, alive = counts(study), jobs.number_alive()
         over = budget_spent(sweep, study) or not number["waiting"]
         if over and not alive and (not number["running"] or budget_spent(sweep, study)):
             return
-        missing = min(wanted - alive, number["waiting"])
+        missing = min(sweep.workers - alive, number["waiting"])
         if missing > 0 and not over:
             if open_trials(study) != finished:
-                finished, strikes = open_trials(study), 0
-            strikes += 1
-            if strikes > MAX_STRIKES:
+                finished, restarts = open_trials(study), 0
+            restarts += 1
+            if restarts > MAX_RESTARTS:
                 raise UserError(
                     f"workers of {folder} end before they finish a trial: read the newest files in "
                     f"{folder / 'jobs'}, then use `piwsl sweep resume`."
                 )
-            fleet.send(missing)
+            jobs.send(missing)
         time.sleep(POLL)
 
 

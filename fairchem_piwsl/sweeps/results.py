@@ -9,13 +9,14 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from fairchem_piwsl.config import with_values
+from fairchem_piwsl.config import load_config, with_values
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.sweeps.folder import load_folder, write_yaml
 from fairchem_piwsl.sweeps.heartbeat import read_workers
-from fairchem_piwsl.sweeps.spec import Sweep
 from fairchem_piwsl.sweeps.storage import open_storage
 from fairchem_piwsl.sweeps.study import BASE, REASON, SLOT, best_trials, counts, load_study, slots
+from fairchem_piwsl.sweeps.sweep_file import Sweep
 
 
 def open_sweep(folder: Path) -> tuple[Sweep, optuna.Study]:
@@ -33,7 +34,7 @@ def summary(sweep: Sweep, study: optuna.Study, folder: Path) -> dict[str, Any]:
     seconds = [trial.user_attrs.get("seconds", 0.0) for trial in study.get_trials(deepcopy=False)]
     return {
         "study": sweep.study,
-        "objective": describe_objective(sweep),
+        "objective": str(sweep.objective),
         "trials": len(latest),
         **counts(study),
         "retries": len(study.get_trials(deepcopy=False)) - len(latest),
@@ -48,26 +49,16 @@ def summary(sweep: Sweep, study: optuna.Study, folder: Path) -> dict[str, Any]:
 
 
 def running_workers(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
-    """Workers that have not ended; `silent` is the number of seconds since their last sign of life."""
+    """Workers that have not ended; `silent` is the number of seconds since their last heartbeat."""
     found = []
     for content in read_workers(folder).values():
         silent = time.time() - content["time"]
-        if content["state"] == "running" and silent < max(sweep.grace, 10 * sweep.beat):
+        if content["state"] == "running" and silent < max(
+            sweep.heartbeat.grace, 10 * sweep.heartbeat.interval
+        ):
             kept = {key: content.get(key) for key in ("job", "host", "trial", "slot")}
             found.append({**kept, "silent": round(max(0.0, silent), 1)})
     return found
-
-
-def describe_objective(sweep: Sweep) -> str:
-    """The objective in a few words."""
-    objective = sweep.objective
-    verb = "maximize" if objective.maximize else "minimize"
-    if objective.pareto:
-        return f"{verb} {' and '.join(objective.metrics)} (Pareto front)"
-    if len(objective.metrics) == 1:
-        return f"{verb} {objective.metrics[0]}"
-    terms = (f"{weight:g} {name}" for name, weight in zip(objective.metrics, objective.weights, strict=True))
-    return f"{verb} {' + '.join(terms)}"
 
 
 def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
@@ -91,18 +82,13 @@ def best_config(
     chosen = _choose(study, trial, folder)
     if output.exists():
         raise UserError(f"{output} exists already: choose another --output.")
-    base = sweep.base
-    if without_set:
-        from fairchem_piwsl.config import load_config
-
-        base = load_config(folder / "base.yml")
-    config = with_values(base, chosen.params)
+    check_output_folder(output.parent, "--output")
+    config = with_values(load_config(folder / "base.yml") if without_set else sweep.base, chosen.params)
     found = describe_trial(chosen)
     values = ", ".join(f"{value:.6g}" for value in chosen.values)
-    head = f"Trial {found['trial']} of the sweep {sweep.study}: {describe_objective(sweep)} = {values}"
+    head = f"Trial {found['trial']} of the sweep {sweep.study}: {sweep.objective} = {values}"
     command = f"python main.py --mode train --config-yml {output}{' --cpu' if sweep.cpu else ''}"
     command += f" --seed {sweep.seed}{' --amp' if sweep.amp else ''}"
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_yaml(output, config, f"{head}\n{command}")
     return found
 

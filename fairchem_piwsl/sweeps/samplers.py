@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.spec import Sweep
+from fairchem_piwsl.sweeps.sweep_file import Sweep
 
 
 class _Grid(optuna.samplers.GridSampler):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,84 @@ from optuna.distributions import (
     IntDistribution,
     distribution_to_json,
 )
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.sweeps.blocks import Block, Float, Int, PositiveFloat, PositiveInt, checked
 
-TYPES = ("float", "int", "categorical")
+
+class _Entry(Block):
+    type: str
+    when: dict[str, tuple[Any, ...]] = Field(default={})
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _lists(cls, when: Any) -> Any:
+        if isinstance(when, Mapping):
+            return {key: value if isinstance(value, list) else [value] for key, value in when.items()}
+        return {} if when is None else when
+
+
+class _Range(_Entry):
+    low: Any
+    high: Any
+    log: StrictBool = False
+    step: Any = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> _Range:
+        if self.low >= self.high:
+            raise ValueError(f": low ({self.low}) must be below high ({self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f": log needs a low above 0, not {self.low}; 0 may be a categorical choice")
+        if self.log and self.step is not None:
+            raise ValueError(": log and step exclude each other; remove one")
+        return self
+
+
+class FloatRange(_Range):
+    """Real numbers from `low` to `high`."""
+
+    low: Float
+    high: Float
+    step: PositiveFloat | None = None
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna knows it."""
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+
+class IntRange(_Range):
+    """Whole numbers from `low` to `high`."""
+
+    low: Int
+    high: Int
+    step: PositiveInt | None = None
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna knows it."""
+        return IntDistribution(self.low, self.high, log=self.log, step=self.step or 1)
+
+
+class Choices(_Entry):
+    """One of several values."""
+
+    choices: list[Any]
+
+    @field_validator("choices")
+    @classmethod
+    def _plain_and_different(cls, choices: list[Any]) -> list[Any]:
+        if not choices:
+            raise ValueError(" must be a list of values")
+        if not all(choice is None or isinstance(choice, bool | int | float | str) for choice in choices):
+            raise ValueError(" may hold numbers, texts, true, false and null only")
+        if len({(type(choice), choice) for choice in choices}) < len(choices):
+            raise ValueError(" names a value twice; remove one")
+        return choices
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna knows it."""
+        return CategoricalDistribution(self.choices)
 
 
 @dataclass(frozen=True)
@@ -28,6 +101,13 @@ class Parameter:
     key: str
     distribution: BaseDistribution
     when: Mapping[str, tuple[Any, ...]]
+
+
+KINDS: dict[str, type[FloatRange | IntRange | Choices]] = {
+    "float": FloatRange,
+    "int": IntRange,
+    "categorical": Choices,
+}
 
 
 def parse_space(block: Any) -> tuple[Parameter, ...]:
@@ -43,113 +123,59 @@ def parse_space(block: Any) -> tuple[Parameter, ...]:
     """
     if not isinstance(block, Mapping) or not block:
         raise UserError("space: name at least one dotted key to search, as in 'optim.lr_initial: {...}'.")
-    parameters: list[Parameter] = []
-    for key, entry in block.items():
-        parameters.append(_parse(str(key), entry, [p.key for p in parameters]))
-    return tuple(parameters)
+    entries: dict[str, Any] = {}
+    for key, content in block.items():
+        if not isinstance(content, Mapping):
+            raise UserError(f"space.{key} must be a block such as {{type: float, low: 0.1, high: 1}}.")
+        kind = content.get("type")
+        if kind not in KINDS:
+            raise UserError(f"space.{key}: type must be one of {', '.join(KINDS)}, not {kind!r}.")
+        entries[key] = checked(KINDS[kind], content, f"space.{key}")
+        for parent in entries[key].when:
+            if parent not in list(entries)[:-1]:
+                raise UserError(
+                    f"space.{key}: when names '{parent}', which must stand above it in the search space."
+                )
+    return tuple(Parameter(key, entry.distribution(), entry.when) for key, entry in entries.items())
 
 
-def _parse(key: str, entry: Any, earlier: list[str]) -> Parameter:
-    if not isinstance(entry, Mapping):
-        raise UserError(f"space.{key} must be a block such as {{type: float, low: 0.1, high: 1}}.")
-    options = dict(entry)
-    kind = options.pop("type", None)
-    when = options.pop("when", None)
-    if kind not in TYPES:
-        raise UserError(f"space.{key}.type must be one of {', '.join(TYPES)}, not {kind!r}.")
-    distribution = _categorical(key, options) if kind == "categorical" else _number(key, kind, options)
-    return Parameter(key, distribution, _condition(key, when, earlier))
-
-
-def _categorical(key: str, options: dict[str, Any]) -> CategoricalDistribution:
-    choices = options.pop("choices", None)
-    _no_more(key, options)
-    if not isinstance(choices, list) or not choices:
-        raise UserError(f"space.{key}.choices must be a list of values.")
-    if not all(choice is None or isinstance(choice, bool | int | float | str) for choice in choices):
-        raise UserError(f"space.{key}.choices may hold numbers, texts, true, false and null only.")
-    if len({(type(choice), choice) for choice in choices}) < len(choices):
-        raise UserError(f"space.{key}.choices names a value twice: remove one.")
-    return CategoricalDistribution(choices)
-
-
-def _number(key: str, kind: str, options: dict[str, Any]) -> FloatDistribution | IntDistribution:
-    low = read_number(f"space.{key}.low", options.pop("low", None), kind)
-    high = read_number(f"space.{key}.high", options.pop("high", None), kind)
-    step = options.pop("step", None)
-    log = options.pop("log", False)
-    _no_more(key, options)
-    if not isinstance(log, bool):
-        raise UserError(f"space.{key}.log must be true or false, not {log!r}.")
-    if low >= high:
-        raise UserError(f"space.{key}: low ({low}) must be below high ({high}).")
-    if log and low <= 0:
-        raise UserError(f"space.{key}: log needs a low above 0, not {low}; 0 may be a categorical choice.")
-    if log and step is not None:
-        raise UserError(f"space.{key}: log and step exclude each other; remove one.")
-    if step is not None:
-        step = read_number(f"space.{key}.step", step, kind)
-        if step <= 0:
-            raise UserError(f"space.{key}.step must be above 0, not {step}.")
-    if kind == "int":
-        return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
-    return FloatDistribution(low, high, log=log, step=step)
-
-
-def read_number(name: str, value: Any, kind: str = "float") -> float:
-    """A finite number; text such as `1e-3`, which YAML does not take for a number, is understood."""
-    try:
-        number = math.nan if isinstance(value, bool) or value is None else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{name} must be a number, not {value!r}.")
-    if kind == "int" and number != int(number):
-        raise UserError(f"{name} must be a whole number, not {value!r}.")
-    return int(number) if kind == "int" else number
-
-
-def _condition(key: str, when: Any, earlier: list[str]) -> dict[str, tuple[Any, ...]]:
-    if when is None:
-        return {}
-    if not isinstance(when, Mapping):
-        raise UserError(f"space.{key}.when must be a block such as {{optim.optimizer: AdamW}}.")
-    for parent in when:
-        if parent not in earlier:
-            raise UserError(
-                f"space.{key}.when names '{parent}', which must stand above it in the search space."
-            )
-    return {p: tuple(v) if isinstance(v, list) else (v,) for p, v in when.items()}
-
-
-def _no_more(key: str, options: Mapping[str, Any]) -> None:
-    if options:
-        raise UserError(f"space.{key}: '{next(iter(options))}' is not an option here; remove it.")
+SUGGEST = {FloatDistribution: "float", IntDistribution: "int", CategoricalDistribution: "categorical"}
 
 
 def suggest(trial: optuna.Trial, space: tuple[Parameter, ...]) -> dict[str, Any]:
     """Draw the active entries for a trial; the others keep the value of the base config."""
+    return _point(
+        space,
+        lambda p: getattr(trial, f"suggest_{SUGGEST[type(p.distribution)]}")(p.key, **vars(p.distribution)),
+    )
+
+
+def _point(space: tuple[Parameter, ...], draw: Callable[[Parameter], Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for parameter in space:
-        if all(values.get(parent, _ABSENT) in allowed for parent, allowed in parameter.when.items()):
-            values[parameter.key] = _suggest(trial, parameter.key, parameter.distribution)
+        if all(parent in values and values[parent] in allowed for parent, allowed in parameter.when.items()):
+            values[parameter.key] = draw(parameter)
     return values
 
 
-_ABSENT = object()
+def extremes(space: tuple[Parameter, ...]) -> list[dict[str, Any]]:
+    """Points at the edges: each bound and choice with what its `when` asks for, then all lowest, all highest."""
+    points = [_point(space, lambda p, i=i: ends(p.distribution)[i]) for i in (0, -1)]  # type: ignore[misc]
+    for parameter in space:
+        for value in ends(parameter.distribution):
+            point = {parameter.key: value}
+            for other in reversed(space):
+                for parent, allowed in other.when.items() if other.key in point else ():
+                    point.setdefault(parent, allowed[0])
+            points.append(point)
+    return points
 
 
-def _suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> Any:
+def ends(distribution: BaseDistribution) -> list[Any]:
+    """Both bounds of a distribution, or all its choices."""
     if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(key, distribution.choices)
-    if isinstance(distribution, IntDistribution):
-        return trial.suggest_int(
-            key, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-        )
-    assert isinstance(distribution, FloatDistribution)
-    return trial.suggest_float(
-        key, distribution.low, distribution.high, step=distribution.step, log=distribution.log
-    )
+        return list(distribution.choices)
+    return [distribution.low, distribution.high]  # type: ignore[attr-defined]
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:

@@ -19,7 +19,7 @@ LOCK_GRACE = 15
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal, cured of a writer that was killed in the middle of a line.
+    """Optuna's journal, cured of a writer that was killed in the middle of a line; Optuna itself has no cure.
 
     The next line would be glued to the torn one, and the study could never be read again. A line counts only
     with its line break, so a torn end was never seen by any reader and is cut off before the next write.
@@ -63,21 +63,31 @@ def cut_torn_line(path: Path) -> int:
     return size - end
 
 
+def journal_path(storage: str, folder: Path) -> Path | None:
+    """The file of the storage named in a sweep file; None for a database."""
+    if "://" in storage:
+        return None
+    return folder / JOURNAL if storage == "journal" else Path(storage)
+
+
 def open_storage(storage: str, folder: Path) -> BaseStorage:
     """The storage named in a sweep file: `journal`, a path ending in `.log`, or a database URL."""
-    if "://" not in storage:
-        path = folder / JOURNAL if storage == "journal" else Path(storage)
-        if path.suffix != ".log":
-            raise UserError(
-                f"storage '{storage}' must be 'journal', a file ending in .log or a database URL."
-            )
-        if not path.parent.is_dir():
-            raise UserError(f"storage {path}: the folder {path.parent} does not exist; make it first.")
-        try:
-            return JournalStorage(Journal(path))
-        except (OSError, ValueError) as error:
-            raise UserError(f"storage {path} cannot be opened ({error}); check its permissions.") from error
-    return _open_database(storage)
+    path = journal_path(storage, folder)
+    if path is None:
+        return _open_database(storage)
+    if path.suffix != ".log":
+        raise UserError(f"storage '{storage}' must be 'journal', a file ending in .log or a database URL.")
+    if not path.parent.is_dir():
+        raise UserError(f"storage {path}: the folder {path.parent} does not exist; make it first.")
+    try:
+        return JournalStorage(Journal(path))
+    except OSError as error:
+        raise UserError(f"storage {path} cannot be opened ({error}); check its permissions.") from error
+    except Exception as error:  # whatever Optuna stumbles over in a file that it did not write
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"storage {path} is not a study's journal ({reason}); put back a copy of it, or start a new sweep."
+        ) from error
 
 
 def _open_database(url: str) -> BaseStorage:

@@ -22,10 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from fairchem_piwsl.config import get_value
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import PIWSLSettings
-from fairchem_piwsl.sweeps.heartbeat import Watch
+from fairchem_piwsl.sweeps.heartbeat import Observer
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
 from fairchem_piwsl.sweeps.space import contains, fingerprint
-from fairchem_piwsl.sweeps.spec import Sweep
+from fairchem_piwsl.sweeps.sweep_file import Sweep
 
 SLOT, WORKER, REASON, RETRY, DEATHS, STEPS = "slot", "worker", "reason", "retry", "deaths", "steps"
 BASE = "base"
@@ -157,7 +157,7 @@ def hand_back(study: optuna.Study, storage: BaseStorage, folder: Path, number: i
 
 
 def retry_dead(
-    study: optuna.Study, storage: BaseStorage, folder: Path, watch: Watch, retries: int
+    study: optuna.Study, storage: BaseStorage, folder: Path, observer: Observer, retries: int
 ) -> list[int]:
     """Close running trials of dead workers and let others continue them; returns their numbers.
 
@@ -167,7 +167,7 @@ def retry_dead(
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         # between its claim and its worker's name a trial is known by its number
-        if watch.is_dead(trial.user_attrs.get(WORKER, f"of trial {trial.number}"))
+        if observer.is_dead(trial.user_attrs.get(WORKER, f"of trial {trial.number}"))
     ]
     if not dead and not missing_retries(study):
         return []

@@ -19,8 +19,8 @@ sweep_app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the sweep, as named by `start`.")]
-Workers = Annotated[int | None, typer.Option(help="Number of workers instead of the sweep file's.")]
-Trials = Annotated[int | None, typer.Option(help="Number of trials instead of the sweep file's.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Number of workers instead of the sweep file's.")]
+Trials = Annotated[int | None, typer.Option(min=1, help="Number of trials instead of the sweep file's.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Send the jobs and return.")]
 
 
@@ -40,7 +40,7 @@ def start(
 
     with _Live(detach) as live:
         where = start_sweep(sweep, folder, executor, workers, trials, detach, live.show)
-    _goodbye(where, detach)
+    _print_summary(where, detach)
 
 
 @sweep_app.command()
@@ -56,7 +56,7 @@ def resume(
 
     with _Live(detach) as live:
         resume_sweep(folder, executor, workers, trials, detach, live.show)
-    _goodbye(folder, detach)
+    _print_summary(folder, detach)
 
 
 @sweep_app.command()
@@ -156,7 +156,7 @@ class _Live:
             self._live.update(render(summary(load_folder(folder), study, folder)))
 
 
-def _goodbye(folder: Path, detach: bool) -> None:
+def _print_summary(folder: Path, detach: bool) -> None:
     from rich import print as rich_print
 
     from fairchem_piwsl.sweeps.results import open_sweep, summary

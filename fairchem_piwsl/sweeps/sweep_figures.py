@@ -20,13 +20,6 @@ from fairchem_piwsl.sweeps.study import SLOT, slots
 DONE, BEST, LOST = "#4477aa", "#cc3311", "#999999"
 
 
-def value_names(study: optuna.Study, metrics: Sequence[str], weights: Sequence[float]) -> list[str]:
-    """A name for each value of a trial."""
-    if len(study.directions) > 1 or len(metrics) == 1:
-        return list(metrics)
-    return [" + ".join(f"{weight:g} {name}" for weight, name in zip(weights, metrics, strict=True))]
-
-
 def history(study: optuna.Study, names: Sequence[str]) -> Figure:
     """Values by trial with the best so far; pruned and failed trials stand at the lower edge."""
     latest = slots(study)

@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.sweeps import sweep_figures
 from fairchem_piwsl.sweeps.results import open_sweep, summary
 from fairchem_piwsl.sweeps.study import REASON, slots
@@ -24,7 +25,7 @@ def write_report(folder: Path) -> Path:
     from matplotlib import pyplot as plt
 
     sweep, study = open_sweep(folder)
-    names = sweep_figures.value_names(study, sweep.objective.metrics, sweep.objective.weights)
+    names = sweep.objective.names
     figures = {
         "history": sweep_figures.history(study, names),
         "importance": sweep_figures.importance(study, names),
@@ -32,6 +33,7 @@ def write_report(folder: Path) -> Path:
         "pareto": sweep_figures.pareto(study, names),
     }
     target = folder / "report"
+    check_output_folder(target, "report:")
     target.mkdir(exist_ok=True)
     images = {}
     for name, figure in figures.items():

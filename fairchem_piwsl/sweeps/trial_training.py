@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fairchem_piwsl.errors import UserError
-
-if TYPE_CHECKING:
-    from fairchem_piwsl.sweeps.worker import Reporter
+from fairchem_piwsl.sweeps.reporter import Reporter
 
 TRIAL_TRAINER = "piwsl_sweep_trial"
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import logging
-import math
 import os
 import signal
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,9 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 
 from fairchem_piwsl.config import with_values
 from fairchem_piwsl.sweeps.folder import load_folder
-from fairchem_piwsl.sweeps.heartbeat import STOP, Pulse, Watch
+from fairchem_piwsl.sweeps.heartbeat import STOP, Heartbeat, Observer
+from fairchem_piwsl.sweeps.reporter import Reporter, failure_reason
 from fairchem_piwsl.sweeps.space import suggest
-from fairchem_piwsl.sweeps.spec import Objective, Sweep
 from fairchem_piwsl.sweeps.storage import open_storage
 from fairchem_piwsl.sweeps.study import (
     SLOT,
@@ -37,86 +35,14 @@ from fairchem_piwsl.sweeps.study import (
     load_study,
     retry_dead,
 )
+from fairchem_piwsl.sweeps.sweep_checks import load_function
+from fairchem_piwsl.sweeps.sweep_file import Sweep
 from fairchem_piwsl.sweeps.trial_training import command_line, with_group
 from fairchem_piwsl.training.checkpoints import Preempted
 
 RUNS = "runs"
 #: seconds between two looks for a trial where another worker's may have to be taken over
 IDLE = 1.0
-
-
-class DivergedError(Exception):
-    """A validation metric of the objective is not a finite number."""
-
-
-class Reporter:
-    """What a trial calls after each validation: `reporter(step, {"forces_mae": 0.1, ...})`.
-
-    Records the metrics beside the run, so that a continued trial keeps its past, and ends the trial with
-    an exception where it diverged, is pruned or has to stop.
-    """
-
-    def __init__(
-        self, trial: optuna.Trial, objective: Objective, path: Path, stopping: Callable[[], bool]
-    ) -> None:
-        self.trial = trial
-        self.objective = objective
-        self.path = path
-        self.steps = 0
-        self.history = read_history(path)
-        self._stopping = stopping
-        self._ask_to_stop: Callable[[], None] | None = None
-        for step, metrics in self.history.items():
-            self._report(step, metrics)
-
-    def on_stop(self, ask: Callable[[], None] | None) -> None:
-        """Have `ask` called where the trial shall stop; without it the next report ends the trial."""
-        self._ask_to_stop = ask
-        if ask is not None and self._stopping():
-            ask()
-
-    def stop(self) -> None:
-        """Safe in a signal handler and from another thread."""
-        if self._ask_to_stop is not None:
-            self._ask_to_stop()
-
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of a validation after `step` training steps."""
-        self.steps = max(self.steps, step)
-        self.history[step] = dict(metrics)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "metrics": dict(metrics)}) + "\n")
-        for name in self.objective.metrics:
-            if name not in metrics:
-                raise RuntimeError(f"the validation reports no '{name}', only {', '.join(sorted(metrics))}")
-            if not math.isfinite(metrics[name]):
-                raise DivergedError(f"{name} is {metrics[name]} after step {step}")
-        self._report(step, metrics)
-        if not self.objective.pareto and self.trial.should_prune():
-            raise optuna.TrialPruned(f"pruned after step {step}")
-        if self._stopping() and self._ask_to_stop is None:
-            raise Preempted(f"stopped after step {step}")
-
-    def _report(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.objective.pareto:
-            return
-        value = self.objective.values(metrics)[0]
-        if step not in self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values:
-            self.trial.report(value, step)
-
-
-def read_history(path: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step; a line torn by a kill is left out, a repeated step counts once."""
-    history = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                history[int(entry["step"])] = entry["metrics"]
-            except (ValueError, KeyError):
-                continue
-    return dict(sorted(history.items()))
 
 
 class Worker(Checkpointable):
@@ -148,8 +74,8 @@ class _Loop:
         self.index = index
         self.job = _job_id()
         self.name = f"{self.job}-{uuid.uuid4().hex[:6]}"
-        self.watch = Watch(folder, self.sweep.grace)
-        self.pulse = Pulse(folder, self.name, self.sweep.beat, self._each_beat)
+        self.observer = Observer(folder, self.sweep.heartbeat.grace)
+        self.heartbeat = Heartbeat(folder, self.name, self.sweep.heartbeat.interval, self._each_beat)
         self.reporter: Reporter | None = None
         self.stop_reason = ""
         self.preempted = False
@@ -159,8 +85,8 @@ class _Loop:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         old = self._catch_signals()
         try:
-            with self.pulse:
-                self.pulse.update(job=self.job, index=self.index, host=os.uname().nodename)
+            with self.heartbeat:
+                self.heartbeat.update(job=self.job, index=self.index, host=os.uname().nodename)
                 while self._one_more():
                     pass
         finally:
@@ -204,17 +130,20 @@ class _Loop:
         study = load_study(self.sweep, self.storage)
         if budget_spent(self.sweep, study):
             return False
-        retry_dead(study, self.storage, self.folder, self.watch, self.sweep.retries)
+        retry_dead(study, self.storage, self.folder, self.observer, self.sweep.retries)
         trial = claim(self.sweep, study, self.storage, self.name)
         if trial is None:
-            return self._wait_for_doubtful(study)
+            return self._wait_for_others(study)
         self._run_trial(study, trial)
         return True
 
-    def _wait_for_doubtful(self, study: optuna.Study) -> bool:
+    def _wait_for_others(self, study: optuna.Study) -> bool:
         """With nothing to claim, stay only until every other worker with a trial has been seen alive."""
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if all(self.watch.is_alive(t.user_attrs.get(WORKER, ""), 3 * self.sweep.beat) for t in running):
+        if all(
+            self.observer.is_alive(t.user_attrs.get(WORKER, ""), 3 * self.sweep.heartbeat.interval)
+            for t in running
+        ):
             return False
         time.sleep(IDLE)
         return True
@@ -223,7 +152,7 @@ class _Loop:
         """One trial from its values to its end, whatever that is."""
         slot = trial.user_attrs[SLOT]
         run = f"{self.sweep.study}-{slot:04d}"
-        self.pulse.update(trial=trial.number, slot=slot)
+        self.heartbeat.update(trial=trial.number, slot=slot)
         started = time.time()
         outcome = "failed"
         try:
@@ -234,7 +163,7 @@ class _Loop:
                 self.folder / RUNS / "validations" / f"{run}.jsonl",
                 self._stopping,
             )
-            self._function()(self._config(chosen, run), self.reporter)
+            load_function(self.sweep.function)(self._config(chosen, run), self.reporter)
             if not self.reporter.history:
                 raise RuntimeError("no validation ran: optim.eval_every is larger than the number of steps")
             self._note(trial, started)
@@ -259,7 +188,7 @@ class _Loop:
             fail(study, self.storage, trial.number, failure_reason(error))
         finally:
             self.reporter = None
-            self.pulse.update(trial=None, slot=None)
+            self.heartbeat.update(trial=None, slot=None)
         self.ended[outcome] = self.ended.get(outcome, 0) + 1
 
     def _tell(
@@ -274,10 +203,6 @@ class _Loop:
 
     def _stopping(self) -> bool:
         return bool(self.stop_reason)
-
-    def _function(self) -> Callable[[Mapping[str, Any], Reporter], None]:
-        module, _, name = self.sweep.function.rpartition(".")
-        return getattr(importlib.import_module(module), name)
 
     def _config(self, values: Mapping[str, Any], run: str) -> dict[str, Any]:
         config = with_group(with_values(self.sweep.base, values), self.sweep.study)
@@ -301,35 +226,21 @@ class _Loop:
 
     def _keep_traceback(self, run: str) -> None:
         path = self.folder / RUNS / "errors" / f"{run}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(traceback.format_exc() + "\n")
-
-
-def failure_reason(error: BaseException) -> str:
-    """One line for the study: out of memory and divergence by name, anything else by its own words."""
-    words = " ".join(str(error).split())[:300]
-    memory = (
-        "out of memory",
-        "can't allocate memory",
-        "cannot allocate memory",
-        "cublas_status_alloc_failed",
-    )
-    if isinstance(error, MemoryError) or any(text in words.lower() for text in memory):
-        return f"out of memory: {words or type(error).__name__}"
-    if isinstance(error, DivergedError):
-        return f"diverged: {words}"
-    return f"{type(error).__name__}: {words}"
+        with suppress(OSError):  # on a full disk the study's own reason has to do
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(traceback.format_exc() + "\n")
 
 
 def budget_spent(sweep: Sweep, study: optuna.Study) -> bool:
     """Whether the hours since the last start, or the training steps of all trials, are used up."""
     started = study.user_attrs.get("started")
-    if sweep.hours is not None and started is not None and time.time() - started > 3600 * sweep.hours:
+    hours, steps = sweep.budget.hours, sweep.budget.steps
+    if hours is not None and started is not None and time.time() - started > 3600 * hours:
         return True
-    if sweep.steps is None:
+    if steps is None:
         return False
-    return sum(t.user_attrs.get(STEPS, 0) for t in study.get_trials(deepcopy=False)) >= sweep.steps
+    return sum(t.user_attrs.get(STEPS, 0) for t in study.get_trials(deepcopy=False)) >= steps
 
 
 def _job_id() -> str:

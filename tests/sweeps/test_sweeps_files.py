@@ -16,8 +16,8 @@ from fairchem_piwsl.config import dotted_keys, get_value, load_config, with_valu
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
 from fairchem_piwsl.sweeps.space import parse_space, suggest
-from fairchem_piwsl.sweeps.spec import Objective, Sweep, load_sweep, parse_sweep
 from fairchem_piwsl.sweeps.study import base_values
+from fairchem_piwsl.sweeps.sweep_file import Objective, Sweep, load_sweep, parse_sweep
 
 FLOAT = {"type": "float", "low": 0.0, "high": 1.0}
 
@@ -79,7 +79,7 @@ def test_base_values_as_far_as_the_space_holds_them() -> None:
         ({"low": 0, "high": 1}, "type must be one of"),
         ({**FLOAT, "low": 2}, r"low \(2.0\) must be below high"),
         ({**FLOAT, "log": True}, "log needs a low above 0"),
-        ({**FLOAT, "stop": 3}, "'stop' is not an option"),
+        ({**FLOAT, "stop": 3}, "'stop' is not a key; did you mean 'step'"),
         ({**FLOAT, "high": "much"}, "high must be a number"),
         ({"type": "int", "low": 1, "high": 2.5}, "whole number"),
         ({"type": "categorical", "choices": []}, "must be a list"),
@@ -133,11 +133,11 @@ def test_missing_files(tmp_path: Path) -> None:
 
 def test_objective_of_a_history() -> None:
     history = [{"e": 3.0, "f": 1.0}, {"e": 1.0, "f": 1.5}, {"e": 2.0, "f": 1.0}]
-    assert Objective(("e",)).final(history) == [1.0]
-    assert Objective(("e",), take="last").final(history) == [2.0]
-    assert Objective(("e",), maximize=True).final(history) == [3.0]
-    assert Objective(("e", "f"), (1.0, 10.0)).final(history) == [12.0]
-    assert Objective(("e", "f"), (1.0, 1.0), pareto=True).final(history) == [1.0, 1.5]
+    assert Objective(metric="e").final(history) == [1.0]
+    assert Objective(metric="e", take="last").final(history) == [2.0]
+    assert Objective(metric="e", direction="maximize").final(history) == [3.0]
+    assert Objective(sum={"e": 1.0, "f": 10.0}).final(history) == [12.0]
+    assert Objective(pareto=["e", "f"]).final(history) == [1.0, 1.5]
 
 
 @pytest.mark.parametrize("name", ["tpe", "random", "qmc", "gp", "nsga2"])

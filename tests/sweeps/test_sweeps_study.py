@@ -17,8 +17,7 @@ from optuna.trial import TrialState
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps import heartbeat
-from fairchem_piwsl.sweeps.heartbeat import Pulse, Watch
-from fairchem_piwsl.sweeps.spec import Sweep, parse_sweep
+from fairchem_piwsl.sweeps.heartbeat import Heartbeat, Observer
 from fairchem_piwsl.sweeps.storage import JOURNAL, cut_torn_line, open_storage
 from fairchem_piwsl.sweeps.study import (
     add_slots,
@@ -30,6 +29,7 @@ from fairchem_piwsl.sweeps.study import (
     retry_dead,
     slots,
 )
+from fairchem_piwsl.sweeps.sweep_file import Sweep, parse_sweep
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -118,12 +118,12 @@ def test_dead_worker_leaves_a_trial_that_is_retried_with_its_values(tmp_path: Pa
     assert dead is not None
     assert alive is not None
     x = dead.suggest_float("optim.lr_initial", 0.0, 1.0)
-    watch = Watch(tmp_path, grace=0.3)
-    with Pulse(tmp_path, "alive", 0.05):
-        assert retry_dead(study, storage, tmp_path, watch, retries=1) == []
+    observer = Observer(tmp_path, grace=0.3)
+    with Heartbeat(tmp_path, "alive", 0.05):
+        assert retry_dead(study, storage, tmp_path, observer, retries=1) == []
         time.sleep(0.4)
-        assert retry_dead(study, storage, tmp_path, watch, retries=1) == [dead.number]
-        assert retry_dead(study, storage, tmp_path, watch, retries=1) == []
+        assert retry_dead(study, storage, tmp_path, observer, retries=1) == [dead.number]
+        assert retry_dead(study, storage, tmp_path, observer, retries=1) == []
     with pytest.raises(
         Exception, match="Cannot tell a FAIL trial"
     ):  # the worker was only silent: it comes too late
@@ -134,9 +134,9 @@ def test_dead_worker_leaves_a_trial_that_is_retried_with_its_values(tmp_path: Pa
     assert again.user_attrs["slot"] == dead.user_attrs["slot"]
     # dies again: one retry was allowed
     time.sleep(0.01)
-    watch.silent_for("third")
+    observer.silent_for("third")
     time.sleep(0.4)
-    assert again.number in retry_dead(study, storage, tmp_path, watch, retries=1)
+    assert again.number in retry_dead(study, storage, tmp_path, observer, retries=1)
     latest = slots(study)[dead.user_attrs["slot"]]
     assert latest.state == TrialState.FAIL
     assert "2 times" in latest.user_attrs["reason"]
@@ -149,8 +149,8 @@ def test_retry_lost_by_a_kill_is_made_up_for(tmp_path: Path) -> None:
     assert trial is not None
     trial.set_user_attr("retry", True)
     study.tell(trial, state=TrialState.FAIL)  # and the worker is killed before it adds the retry
-    retry_dead(study, storage, tmp_path, Watch(tmp_path, 1.0), retries=2)
-    retry_dead(study, storage, tmp_path, Watch(tmp_path, 1.0), retries=2)
+    retry_dead(study, storage, tmp_path, Observer(tmp_path, 1.0), retries=2)
+    retry_dead(study, storage, tmp_path, Observer(tmp_path, 1.0), retries=2)
     assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
 
 
@@ -167,12 +167,12 @@ def test_handed_back_trial_waits_again(tmp_path: Path) -> None:
 
 def test_clocks_need_not_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat.time, "time", lambda: 0.0)  # a worker whose clock stands in 1970
-    watch = Watch(tmp_path, grace=0.5)
-    with Pulse(tmp_path, "w", 0.05):
-        watch.silent_for("w")
+    observer = Observer(tmp_path, grace=0.5)
+    with Heartbeat(tmp_path, "w", 0.05):
+        observer.silent_for("w")
         time.sleep(0.2)
-        assert watch.is_alive("w", within=0.5)
-    assert watch.is_dead("w")  # it has ended
+        assert observer.is_alive("w", within=0.5)
+    assert observer.is_dead("w")  # it has ended
 
 
 def test_existing_study_and_other_space(tmp_path: Path) -> None:

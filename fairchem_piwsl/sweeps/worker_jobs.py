@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedSubmissionError
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import write_json
 from fairchem_piwsl.jobs.python_command import patient_python
 from fairchem_piwsl.sweeps.folder import LAUNCH, read_launch
-from fairchem_piwsl.sweeps.heartbeat import STOP, read_workers, write_json
-from fairchem_piwsl.sweeps.spec import Sweep
+from fairchem_piwsl.sweeps.heartbeat import STOP, read_workers
+from fairchem_piwsl.sweeps.sweep_file import Sweep
 from fairchem_piwsl.sweeps.worker import Worker
 
 #: minutes after which a local worker would be stopped: never, in practice
 FOREVER = 365 * 24 * 60
 
 
-class Fleet:
+class WorkerJobs:
     """The workers of one sweep: jobs of a SLURM array, or processes on this machine."""
 
     def __init__(self, folder: Path, sweep: Sweep, executor: str) -> None:
@@ -35,16 +37,18 @@ class Fleet:
         self.jobs: list[submitit.Job[Any]] = []
 
     def send(self, number: int) -> None:
-        """Start this many workers more."""
+        """Start this many workers more.
+
+        Raises:
+            UserError: SLURM does not take them.
+        """
         if number <= 0:
             return
         launch = read_launch(self.folder)
         first = len(launch["jobs"])
         workers = [Worker(str(self.folder), first + i) for i in range(number)]
         if self.executor == "slurm":
-            submitter = self._slurm()
-            with submitter.batch():
-                sent = [submitter.submit(worker) for worker in workers]
+            sent = self._send_to_slurm(workers)
         else:
             gpus = [] if self.sweep.cpu else visible_gpus()
             with _inheriting_no_interrupts():
@@ -56,30 +60,22 @@ class Fleet:
     def _local(self, gpus: list[int], index: int) -> submitit.LocalExecutor:
         """A process of its own per worker; the GPUs of this machine go round."""
         executor = submitit.LocalExecutor(folder=self.folder / "jobs" / "%j")
-        executor.update_parameters(timeout_min=self.sweep.job.get("timeout_min", FOREVER))
+        executor.update_parameters(timeout_min=self.sweep.job.timeout_min or FOREVER)
         if gpus:
             executor.update_parameters(gpus_per_node=1, visible_gpus=(gpus[index % len(gpus)],))
         return executor
 
-    def _slurm(self) -> submitit.AutoExecutor:
-        parameters: dict[str, Any] = {"name": self.sweep.study, "timeout_min": 24 * 60, "cpus_per_task": 2}
-        if not self.sweep.cpu:
-            parameters["gpus_per_node"] = 1
-        parameters |= self.sweep.job
-        # A worker that reaches its time limit is queued again; that may happen often in a long sweep.
-        timeouts = int(parameters.pop("max_timeouts", 1000))
-        executor = submitit.AutoExecutor(
-            folder=self.folder / "jobs" / "%j",
-            cluster="slurm",
-            slurm_max_num_timeout=timeouts,
-            slurm_python=patient_python(),
-        )
+    def _send_to_slurm(self, workers: list[Worker]) -> list[submitit.Job[Any]]:
+        submitter = slurm_executor(self.folder, self.sweep)
         try:
-            executor.update_parameters(**parameters)
-        except (NameError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"job: submitit does not accept these parameters ({reason}).") from error
-        return executor
+            with submitter.batch():
+                return [submitter.submit(worker) for worker in workers]
+        except (FailedSubmissionError, RuntimeError, subprocess.SubprocessError) as error:
+            reason = " ".join(str(getattr(error, "stderr", None) or error).split())[-300:]
+            raise UserError(
+                f"sbatch does not take the workers ({reason}); correct 'job' in {self.folder / 'sweep.yml'} or the "
+                "sweep file, or ask who runs the cluster."
+            ) from error
 
     def number_alive(self) -> int:
         """Workers that run or wait in the queue, those of earlier launchers included."""
@@ -91,7 +87,7 @@ class Fleet:
             for content in read_workers(self.folder).values()
             if content["state"] == "running"
             and content.get("job") not in own
-            and time.time() - content["time"] < self.sweep.grace
+            and time.time() - content["time"] < self.sweep.heartbeat.grace
         ]
         return sum(not job.done() for job in self.jobs) + len(others)
 
@@ -106,6 +102,30 @@ class Fleet:
             time.sleep(0.5)
         if self.executor == "slurm" and jobs:
             subprocess.run(["scancel", "--quiet", *jobs], check=False)
+
+
+def slurm_executor(folder: Path, sweep: Sweep) -> submitit.AutoExecutor:
+    """submitit's executor with the parameters of the sweep file."""
+    parameters: dict[str, Any] = {"name": sweep.study, "timeout_min": 24 * 60, "cpus_per_task": 2}
+    if not sweep.cpu:
+        parameters["gpus_per_node"] = 1
+    parameters |= sweep.job.parameters()
+    # A worker that reaches its time limit is queued again; that may happen often in a long sweep.
+    timeouts = parameters.pop("max_timeouts", 1000)
+    executor = submitit.AutoExecutor(
+        folder=folder / "jobs" / "%j",
+        cluster="slurm",
+        slurm_max_num_timeout=timeouts,
+        slurm_python=patient_python(),
+    )
+    try:
+        executor.update_parameters(**parameters)
+    except (AssertionError, NameError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"job: submitit does not accept these parameters ({reason}); correct them."
+        ) from error
+    return executor
 
 
 @contextmanager

@@ -1,0 +1,81 @@
+"""What is checked before a sweep is written or a job is sent: names, folder, function, and the config of trials."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fairchem_piwsl.config import with_values
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import check_output_folder
+from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.sweeps.space import extremes
+from fairchem_piwsl.sweeps.sweep_file import TRAINING, Sweep
+
+EXECUTORS = ("local", "slurm", "debug")
+
+
+def check_executor(executor: str) -> None:
+    """Raise where jobs cannot be sent with this executor."""
+    if executor not in EXECUTORS:
+        raise UserError(f"--executor {executor} is not known; choose one of {', '.join(EXECUTORS)}.")
+    for command in ("sbatch", "srun", "squeue", "scancel") if executor == "slurm" else ():
+        if shutil.which(command) is None:
+            raise UserError(
+                f"--executor slurm needs the command '{command}', which is not on this machine; "
+                "log in to the cluster or use --executor local."
+            )
+
+
+def check_new_folder(sweep: Sweep, folder: Path) -> None:
+    """Raise for a folder that holds other things, cannot be written, or would end up in a batch script as more."""
+    # the study's name becomes a folder, the name of runs and of jobs
+    if not re.fullmatch(r"\w([\w .+=-]{0,98}[\w+=-])?", sweep.study):
+        raise UserError(
+            f"study {sweep.study!r} must begin with a letter or number and hold only these and '_.+=-'; "
+            "choose another name."
+        )
+    if "%" in str(folder) or not str(folder).isprintable():
+        raise UserError(
+            f"--folder {str(folder)!r}: SLURM does not take a path with % or unprintable characters; "
+            "choose another folder."
+        )
+    check_output_folder(folder, "--folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--folder {folder} is not empty; choose another folder, its files shall stay.")
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function that a trial calls with its config and a reporter, by its dotted path."""
+    if os.getcwd() not in sys.path:  # as `python -m` has it, which starts the workers
+        sys.path.append(os.getcwd())
+    module, _, last = name.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), last)
+        inspect.signature(function).bind({}, None)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"function: '{name}' cannot be used ({error}); give the dotted path of a function(config, report)."
+        ) from error
+    return function
+
+
+def check_trials(sweep: Sweep) -> None:
+    """Raise for a trial that could not run: its function, or for trainings a value at the edges of the space."""
+    load_function(sweep.function)
+    if sweep.function != TRAINING:
+        return
+    for values in [{}, *extremes(sweep.space)]:
+        config = with_values(sweep.base, values)
+        try:
+            PIWSLSettings.from_config(config.get("optim", {}).get("piwsl"))
+        except UserError as error:
+            where = ", ".join(f"{key} = {value}" for key, value in values.items())
+            raise UserError(f"space, at {where}: {error}" if values else str(error)) from error
