@@ -64,6 +64,9 @@ def _fairchem(context: typer.Context) -> None:
 def _bench(
     context: typer.Context,
     config_yml: Annotated[Path, typer.Option(help="fairchem config with optim.piwsl")],
+    method: Annotated[
+        str | None, typer.Option(help="another method: second_order, weak_label, a file, ...")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="steps of each variant that are measured")] = 20,
     cpu: Annotated[bool, typer.Option("--cpu", help="use the CPU although there is a GPU")] = False,
     json_file: Annotated[
@@ -79,7 +82,7 @@ def _bench(
     from fairchem_piwsl.config import read_config
     from fairchem_piwsl.files import write_json
 
-    config = read_config(config_yml, context.args)
+    config = read_config(config_yml, context.args, method)
     from fairchem_piwsl.training import bench
 
     result = bench.bench(config, rounds=rounds, cpu=cpu)

@@ -27,6 +27,13 @@ OPTIONAL = (
     "lr_initial", "max_epochs", "num_workers", "optimizer", "scheduler", "weight_decay",
 )  # fmt: skip
 
+#: the files of configs/s2ef/methods, which lie in the package too
+METHODS = Path(__file__).parent / "methods"
+#: settings of optim.piwsl that are about the data and the report, which every method keeps
+KEPT = ("energy_unit", "share_graph", "validate_consistency")
+#: upstream's trainers for energies and forces
+STOCK_TRAINERS = ("ocp", "forces", "equiformerv2_forces")
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which a key stands once in its block, and 1e-3 is a number."""
@@ -138,16 +145,54 @@ def _load(path: Path, above: Sequence[Path]) -> dict[str, Any]:
 
 def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
     """Dotted keys that both set, but for blocks that both have."""
-    for key in one.keys() & other.keys():
+    for key in sorted(one.keys() & other.keys(), key=str):
         if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
             yield from (f"{key}.{name}" for name in _shared(one[key], other[key]))
         else:
             yield str(key)
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A config with the command line's `--key=value` laid over it."""
-    return with_overrides(load_config(path), overrides)
+def read_config(path: Path, overrides: Sequence[str] = (), method: str | None = None) -> dict[str, Any]:
+    """A config with what the command line lays over it: a method, then `--key=value`."""
+    config = load_config(path)
+    return with_overrides(with_method(config, method) if method else config, overrides)
+
+
+def with_method(config: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The config with another method of training.
+
+    Args:
+        config: any S2EF config; the stock trainer gives way to the plugin's.
+        method: name of a file in `configs/s2ef/methods`, or path of such a file, whose `optim.piwsl` takes the place
+            of the config's and whose other keys are laid over it; `piwsl` leaves the config's own weak terms.
+
+    Raises:
+        UserError: the method is not known, or is `piwsl` and the config has no weak terms.
+    """
+    own = get_value(config, "optim.piwsl") or {}
+    if not isinstance(own, Mapping):
+        raise UserError(f"optim.piwsl must be a block of settings, not {own!r}.")
+    if method == "piwsl":
+        if not (own.get("c_pitc") or own.get("c_pisc")):
+            raise UserError("--method piwsl: the config has no weak terms; set optim.piwsl.c_pitc there.")
+        return dict(config)
+    laid_over = load_config(_method_file(method))
+    kept = {key: own[key] for key in KEPT if key in own}
+    result = merge(with_values(config, {"optim.piwsl": kept}), laid_over)
+    if result.get("trainer", STOCK_TRAINERS[0]) in STOCK_TRAINERS:
+        result["trainer"] = "fairchem_piwsl.trainer.PIWSLForcesTrainer"
+    return result
+
+
+def _method_file(method: str) -> Path:
+    known = {path.stem: path for path in METHODS.glob("*.yml")}
+    if method in known:
+        return known[method]
+    if Path(method).suffix in (".yml", ".yaml"):
+        return Path(method)
+    close = difflib.get_close_matches(method, [*known, "piwsl"], n=1)
+    hint = f"did you mean {close[0]}?" if close else "or give the path of a YAML file."
+    raise UserError(f"--method {method} is not one of {', '.join(sorted({*known, 'piwsl'}))}; {hint}")
 
 
 def with_overrides(config: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:

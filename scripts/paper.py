@@ -22,12 +22,12 @@ from recipes.carry_out import (
     without_missing_reference,
     write_trainings,
 )
-from recipes.recipe_file import find_configs, read_recipe
+from recipes.recipe_file import read_recipe
 from recipes.scale import shrink
 from rich.console import Console
 from rich.table import Table
 
-from fairchem_piwsl.config import load_config, read_yaml
+from fairchem_piwsl.config import read_yaml
 from fairchem_piwsl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,11 +67,10 @@ def run(args: argparse.Namespace) -> None:
     if small and recipe.smoke.instead:
         raise UserError(f"{recipe.name} has no small scale: {recipe.smoke.instead}")
     out = args.out or Path("runs/paper") / f"{recipe.name}_{args.scale}"
-    patterns = recipe.smoke.configs or recipe.configs if small else recipe.configs
     data = dict(item.partition("=")[::2] for item in args.data)
-    originals = {name: load_config(path) for name, path in find_configs(CONFIGS, patterns).items()}
+    originals = {name: one.config() for name, one in recipe.plan(CONFIGS, small).items()}
     lengths = relative_lengths(originals)
-    chosen = {name: originals[name] for name in find_configs(CONFIGS, patterns, args.only)}
+    chosen = {name: originals[name] for name in recipe.plan(CONFIGS, small, args.only)}
     configs = use_data(chosen, data, example_data if small else None)
     if small:
         scale, steps = read_yaml(SMALL, "small scale"), args.steps or recipe.smoke.steps
@@ -90,8 +89,8 @@ def show_recipes() -> None:
     table = Table("recipe", "what", "runs: smoke", "paper")
     for path in sorted(RECIPES.glob("*.yml")):
         recipe = read_recipe(path)
-        paper = len(find_configs(CONFIGS, recipe.configs)) * len(recipe.seeds)
-        smoke = len(find_configs(CONFIGS, recipe.smoke.configs or recipe.configs)) * len(recipe.smoke.seeds)
+        paper = len(recipe.plan(CONFIGS)) * len(recipe.seeds)
+        smoke = len(recipe.plan(CONFIGS, small=True)) * len(recipe.smoke.seeds)
         table.add_row(path.stem, recipe.title, str(smoke), str(paper))
     Console().print(table)
 

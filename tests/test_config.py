@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 from fairchem.core.common import utils
 
-from fairchem_piwsl.config import load_config, parse_value, read_config, read_yaml, with_overrides
+from fairchem_piwsl.config import (
+    METHODS,
+    load_config,
+    parse_value,
+    read_config,
+    read_yaml,
+    with_method,
+    with_overrides,
+)
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs.command_line import grid, read_arguments
 from fairchem_piwsl.jobs.submission import build_configs
+from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.sweeps.spec import load_bases
 
 CONFIG = {
@@ -150,3 +159,67 @@ def test_grid_of_configs(tmp_path):
         for c in configs
     ]
     assert found == [("x_run0", 0.1, 1), ("x_run1", 0.1, 2), ("x_run2", 0.2, 1), ("x_run3", 0.2, 2)]
+
+
+# ------------------------------------------------------------------------------------------ methods
+
+
+OWN = {
+    "trainer": "ocp",
+    "optim": {
+        "lr_initial": 0.1,
+        "piwsl": {"c_pitc": 5.0, "k_2nd": 0.5, "start_step": 500, "energy_unit": "kcal/mol"},
+    },
+}
+
+
+def test_methods_lie_in_the_package():
+    root = Path(__file__).parents[1]
+    shipped = {path.name: path.read_text() for path in METHODS.glob("*.yml")}
+    assert shipped == {
+        path.name: path.read_text() for path in (root / "configs" / "s2ef" / "methods").glob("*.yml")
+    }
+    assert set(shipped) == {"baseline.yml", "noisy_nodes.yml", "second_order.yml", "weak_label.yml"}
+
+
+@pytest.mark.parametrize("method", ["baseline", "noisy_nodes", "second_order", "weak_label"])
+def test_a_method_takes_the_place_of_the_config_s(method):
+    changed = with_method(OWN, method)
+    block = dict(changed["optim"]["piwsl"])
+    assert block.pop("energy_unit") == "kcal/mol"  # of the labels, whatever the method
+    assert block == load_config(METHODS / f"{method}.yml")["optim"]["piwsl"]
+    PIWSLSettings.from_config(changed["optim"]["piwsl"])
+    assert changed["optim"]["lr_initial"] == 0.1
+    assert changed["trainer"] == "fairchem_piwsl.trainer.PIWSLForcesTrainer"
+    assert OWN["optim"]["piwsl"]["c_pitc"] == 5.0
+
+
+def test_a_method_of_one_s_own_and_a_trainer_of_one_s_own(tmp_path):
+    (tmp_path / "mine.yml").write_text("optim: {lr_initial: 0.2, piwsl: {c_pitc: 1.0}}\n")
+    changed = with_method({**OWN, "trainer": "my_trainer"}, str(tmp_path / "mine.yml"))
+    assert changed["optim"] == {"lr_initial": 0.2, "piwsl": {"energy_unit": "kcal/mol", "c_pitc": 1.0}}
+    assert changed["trainer"] == "my_trainer"
+    assert with_method({"model": {}}, "baseline")["optim"]["piwsl"] == {"c_pitc": 0.0, "c_pisc": 0.0}
+    assert with_method(OWN, "piwsl") == OWN
+    with pytest.raises(UserError, match=r"--method piwsl: the config has no weak terms"):
+        with_method({"optim": {}}, "piwsl")
+    with pytest.raises(UserError, match=r"--method weak_labl is not one of .*; did you mean weak_label\?"):
+        with_method(OWN, "weak_labl")
+
+
+def test_methods_of_the_command_line(parts):
+    flags = ["--mode", "train", "--config-yml", "../a.yml"]
+    args, overrides = read_arguments([*flags, "--method", "second_order", "--optim.piwsl.c_pitc=7"])
+    (config,) = build_configs(args, overrides)
+    assert (config["optim"]["piwsl"]["c_pitc"], config["optim"]["piwsl"]["k_2nd"]) == (7, 0.5)
+    assert config["identifier"] == ""
+    benched = read_config(Path("../a.yml"), overrides, "second_order")
+    assert {key: config[key] for key in benched} == benched
+    args, _ = read_arguments([*flags, "--method", "baseline", "noisy_nodes", "--seeds", "0", "1"])
+    configs = build_configs(args, [])
+    assert [(c["identifier"], c["optim"]["piwsl"].get("noisy_nodes", False)) for c in configs] == [
+        ("baseline-seed0", False),
+        ("baseline-seed1", False),
+        ("noisy_nodes-seed0", True),
+        ("noisy_nodes-seed1", True),
+    ]

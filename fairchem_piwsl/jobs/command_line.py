@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """fairchem's flags; --config-yml takes several files, and --seeds several seeds."""
+    """fairchem's flags; --config-yml takes several files, --method several methods, --seeds several seeds."""
     upstream = copy.deepcopy(flags.get_parser())
     parser = _Parser(parents=[upstream], add_help=False, conflict_handler="resolve")
     parser.add_argument(
@@ -38,6 +38,12 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         help="Path(s) to config files listing data, model, optim parameters.",
+    )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        help="Another method for the config: baseline, noisy_nodes, weak_label, second_order, a file with "
+        "optim.piwsl, or piwsl, the config's own. Several make one run each.",
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="One run for each of these seeds")
     return parser

@@ -14,7 +14,7 @@ from typing import Any
 
 import submitit
 
-from fairchem_piwsl.config import load_config, with_overrides
+from fairchem_piwsl.config import read_config, with_overrides
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs.command_line import grid, with_flags
 from fairchem_piwsl.jobs.python_command import patient_python
@@ -25,17 +25,19 @@ MAX_TIMEOUTS = 1000
 
 
 def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
-    """One config for each file and seed, each with a run name that no other has."""
+    """One config for each file, method and seed, each with a run name that no other has."""
     for path in args.config_yml:
         if not path.exists():
             raise UserError(f"config {path} does not exist: check --config-yml; an override is --key=value.")
-    bases = {path: load_config(path) for path in args.config_yml}
+    choices = list(itertools.product(args.config_yml, args.method or [None]))
+    bases = {choice: read_config(choice[0], method=choice[1]) for choice in choices}
     configs: list[dict[str, Any]] = []
-    for path, seed in itertools.product(args.config_yml, args.seeds or [args.seed]):
-        config = with_flags(bases[path], argparse.Namespace(**{**vars(args), "seed": seed}))
+    for (path, method), seed in itertools.product(choices, args.seeds or [args.seed]):
+        config = with_flags(bases[path, method], argparse.Namespace(**{**vars(args), "seed": seed}))
         config = with_overrides(config, overrides)
         members = grid(config, args.sweep_yml) if args.sweep_yml else [config]
         parts = [path.stem] if len(args.config_yml) > 1 else []
+        parts += [Path(method).stem] if len(args.method or ()) > 1 else []
         parts += [f"seed{seed}"] if args.seeds else []
         for member in members:
             member["identifier"] = "-".join([part for part in [member["identifier"], *parts] if part])

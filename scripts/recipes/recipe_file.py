@@ -1,22 +1,47 @@
-"""A recipe: which configs make up a table or figure, how to shorten them, and what to measure afterwards."""
+"""A recipe: which runs make up a table or figure, how to shorten them, and what to measure afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.config import read_yaml
+from fairchem_piwsl.config import load_config, read_yaml, with_method, with_values
 from fairchem_piwsl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Block:
+    """Runs of each model on each data set with each method."""
+
+    data: tuple[str, ...]
+    models: tuple[str, ...]
+    #: name -> dotted keys of the config with their values; and `method`, where it is not the name
+    methods: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: a config, its method, and what else it changes."""
+
+    path: Path
+    method: str
+    changes: Mapping[str, Any]
+
+    def config(self) -> dict[str, Any]:
+        """The whole training config."""
+        return with_values(with_method(load_config(self.path), self.method), self.changes)
 
 
 @dataclass(frozen=True)
 class Smoke:
     """How `--scale smoke` shortens a recipe."""
 
-    #: patterns of configs; those of the recipe where empty
-    configs: tuple[str, ...] = ()
+    #: patterns of the runs that are made; all where empty
+    only: tuple[str, ...] = ()
     #: training steps of the shortest run
     steps: int = 300
     #: what to do instead, where there is no small scale
@@ -30,14 +55,49 @@ class Recipe:
 
     name: str
     title: str
-    #: patterns of files below the folder of configs
-    configs: tuple[str, ...]
+    runs: tuple[Block, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     smoke: Smoke = field(default_factory=Smoke)
     #: command of `piwsl` (consistency, profile or md) -> its settings
     measure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: the paper's name of the data set, where it is not that of the data's folder
     paper_dataset: str | None = None
+
+    def plan(self, folder: Path, small: bool = False, only: str | None = None) -> dict[str, PlannedRun]:
+        """Runs by name, `<data set>/<model>_<method>`.
+
+        Args:
+            folder: folder of the configs, `configs/s2ef`.
+            small: leave out what the small scale leaves out.
+            only: a part of the names to keep, or a shell pattern of them.
+
+        Raises:
+            UserError: a config does not exist, or `only` matches no name.
+        """
+        found = {}
+        for block in self.runs:
+            for data, model in itertools.product(block.data, block.models):
+                path = folder / data / f"{model}.yml"
+                if not path.is_file():
+                    raise UserError(f"recipe {self.name}: {path} does not exist; correct its 'runs'.")
+                for name, changes in block.methods.items():
+                    others = {key: value for key, value in changes.items() if key != "method"}
+                    method = changes.get("method", "piwsl" if others else name)
+                    found[f"{data}/{model}_{name}"] = PlannedRun(path, method, others)
+        if small:
+            found = _matching(found, self.smoke.only)
+        kept = _matching(found, [only] if only else [])
+        if not kept:
+            raise UserError(f"--only {only} matches no run of this recipe; it has {', '.join(found)}.")
+        return kept
+
+
+def _matching(runs: Mapping[str, PlannedRun], patterns: Sequence[str]) -> dict[str, PlannedRun]:
+    return {
+        name: run
+        for name, run in runs.items()
+        if not patterns or any(pattern in name or fnmatch(name, pattern) for pattern in patterns)
+    }
 
 
 MEASUREMENTS = ("consistency", "profile", "md")
@@ -47,53 +107,42 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe's YAML file.
 
     Raises:
-        UserError: the file is missing, or holds an unknown key.
+        UserError: the file is missing, or holds an unknown key or a wrong block.
     """
     content = read_yaml(path, "recipe")
-    smoke = content.get("smoke", {})
-    _check_keys(
-        path,
-        content,
-        {"title", "configs", "seeds", "smoke", "measure", "paper_dataset"},
-        {"title", "configs"},
-    )
-    _check_keys(path, smoke, {item.name for item in fields(Smoke)}, set())
-    _check_keys(path, content.get("measure", {}), set(MEASUREMENTS), set())
-    return Recipe(name=path.stem, **_tuples(content | {"smoke": Smoke(**_tuples(smoke))}))
+    known = [item.name for item in fields(Recipe) if item.name != "name"]
+    _check_keys(f"{path}", content, known, ("title", "runs"))
+    smoke, measure = content.get("smoke", {}), content.get("measure", {})
+    _check_keys(f"{path}: smoke", smoke, [item.name for item in fields(Smoke)])
+    _check_keys(f"{path}: measure", measure, MEASUREMENTS)
+    if not isinstance(content["runs"], list):
+        raise UserError(f"{path}: 'runs' must be a list of blocks with 'data', 'models' and 'methods'.")
+    blocks = tuple(_block(f"{path}: runs.{i}", block) for i, block in enumerate(content["runs"]))
+    return Recipe(name=path.stem, **_tuples(content | {"smoke": Smoke(**_tuples(smoke)), "runs": blocks}))
+
+
+def _block(where: str, content: Any) -> Block:
+    names = [item.name for item in fields(Block)]
+    _check_keys(where, content, names, names)
+    for key in ("data", "models"):
+        if not isinstance(content[key], list) or not content[key]:
+            raise UserError(f"{where}.{key} must be a list of names, not {content[key]!r}.")
+    methods = content["methods"]
+    methods = dict.fromkeys(methods) if isinstance(methods, list) else methods
+    if not isinstance(methods, dict) or not all(isinstance(v, dict | None) for v in methods.values()):
+        raise UserError(f"{where}.methods must be names, or names with blocks of keys and values.")
+    return Block(*map(tuple, (content["data"], content["models"])), {k: v or {} for k, v in methods.items()})
 
 
 def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
 
 
-def _check_keys(path: Path, content: Mapping[str, Any], known: set[str], needed: set[str]) -> None:
+def _check_keys(where: str, content: Any, known: Sequence[str], needed: Sequence[str] = ()) -> None:
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must be a block of keys, not {content!r}; it takes {', '.join(known)}.")
     for key in content:
         if key not in known:
-            raise UserError(f"{path}: key '{key}' is not known; choose among {', '.join(sorted(known))}.")
-    for key in sorted(needed - set(content)):
-        raise UserError(f"{path}: key '{key}' is missing.")
-
-
-def find_configs(folder: Path, patterns: tuple[str, ...], only: str | None = None) -> dict[str, Path]:
-    """Config files by name, `<folder>/<file without suffix>`, in the order of the patterns.
-
-    Args:
-        folder: folder of the configs, `configs/s2ef`.
-        patterns: shell patterns below it.
-        only: a part of the names to keep, or a shell pattern of them.
-
-    Raises:
-        UserError: a pattern, or `only`, matches nothing.
-    """
-    from fnmatch import fnmatch
-
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        paths = sorted(folder.glob(pattern))
-        if not paths:
-            raise UserError(f"{folder / pattern} matches no config.")
-        found |= {f"{path.parent.name}/{path.stem}": path for path in paths}
-    kept = {name: path for name, path in found.items() if only is None or only in name or fnmatch(name, only)}
-    if not kept:
-        raise UserError(f"--only {only} matches no run of this recipe; it has {', '.join(found)}.")
-    return kept
+            raise UserError(f"{where}: key '{key}' is not known; choose among {', '.join(sorted(known))}.")
+    for key in sorted(set(needed) - set(content)):
+        raise UserError(f"{where}: key '{key}' is missing; it needs {', '.join(sorted(needed))}.")

@@ -106,8 +106,29 @@ def _cases() -> Iterator[Case]:
         yield Case(f"bench-{name}", f"{BENCH} {argument}", names, remedy, {"a.yml": GOOD})
 
 
+#: `--method` and what lies there -> what the sentence names, the remedy
+METHODS: dict[str, tuple[str, dict[str, Content], tuple[str, ...], str]] = {
+    "unknown-method": ("noisy_node", {}, ("--method noisy_node",), "noisy_nodes"),
+    "no-method-file": ("mine.yml", {}, ("mine.yml",), "check the path"),
+    "broken-method-file": ("mine.yml", {"mine.yml": "optim: ["}, ("mine.yml", "line 1"), "correct"),
+    "method-without-weights": ("piwsl", {}, ("--method piwsl",), "set optim.piwsl.c_pitc"),
+}
+
+
 CASES = [
     *_cases(),
+    *(
+        Case(f"{command}-{name}", f"{line} --method {method}", names, remedy, {"a.yml": GOOD, **files})
+        for command, line in {"train": TRAIN, "bench": BENCH}.items()
+        for name, (method, files, names, remedy) in METHODS.items()
+    ),
+    Case(
+        "train-method-on-no-block",
+        f"{TRAIN} --method baseline",
+        ("optim.piwsl",),
+        "block of settings",
+        {"a.yml": "optim: {piwsl: 3}"},
+    ),
     Case("bench-no-config", BENCH, ("a.yml",), "check the path"),
     Case("sweep-no-file", SWEEP, ("sweep.yml",), "check the path"),
     Case(

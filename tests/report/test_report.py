@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fairchem.core.common.utils import load_config
 from helpers_analysis import rattled, train, write_lmdb
+from recipes.recipe_file import read_recipe
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 from typer.testing import CliRunner
@@ -165,22 +165,24 @@ def test_papers_values_match_data_set_size_model_and_method(folder):
 
 
 @pytest.mark.parametrize(
-    ("config", "dataset", "table", "variant"),
+    ("name", "dataset", "table", "variant"),
     [
-        ("tables/3_no_force_labels/painn_gradient_piwsl", None, "3", "piwsl"),
-        ("tables/3_no_force_labels/painn_direct_baseline", None, "3", "baseline"),
-        ("tables/4_ablation/painn_pisc", None, "4", "pisc"),
-        ("tables/6_adversarial/painn_adversarial", None, "6", "adversarial"),
-        ("tables/A10_pisc_cases/painn_pisc_case2", "ani1x_other_sample", "A10", "pisc_case2"),
-        ("tables/A12_point_losses/painn_pitc_mae", "ani1x_other_sample", "A12", "pitc_mae"),
-        ("tables/A13_eps_max/painn_pitc_eps0.05", "ani1x_other_sample", "A13", "pitc_eps0.05"),
-        ("tables/A14_fraction/painn_pitc_fraction50", "ani1x_other_sample", "A14", "pitc_fraction50"),
-        ("tables/A16_gradient_forces/painn_gradient_weak_label", None, "A16", "weak_label"),
-        ("cells/ani1x_1000/painn_piwsl", None, "1", "piwsl"),
+        ("painn_gradient_energies_only_piwsl", None, "3", "piwsl"),
+        ("painn_energies_only_baseline", None, "3", "baseline"),
+        ("painn_pisc", None, "4", "pisc"),
+        ("painn_adversarial", None, "6", "adversarial"),
+        ("painn_pisc_case2", "ani1x_other_sample", "A10", "pisc_case2"),
+        ("painn_pitc_mae", "ani1x_other_sample", "A12", "pitc_mae"),
+        ("painn_pitc_eps0.05", "ani1x_other_sample", "A13", "pitc_eps0.05"),
+        ("painn_pitc_fraction50", "ani1x_other_sample", "A14", "pitc_fraction50"),
+        ("painn_gradient_weak_label", None, "A16", "weak_label"),
+        ("painn_piwsl", None, "1", "piwsl"),
     ],
 )
-def test_papers_values_of_its_special_tables(config, dataset, table, variant):
-    content = load_config(f"{Path(__file__).parents[2]}/configs/s2ef/{config}.yml")[0]
+def test_papers_values_of_its_special_tables(name, dataset, table, variant):
+    root = Path(__file__).parents[2]
+    recipe = read_recipe(root / "scripts" / "paper" / f"table_{table}.yml")
+    content = recipe.plan(root / "configs" / "s2ef")[f"ani1x_1000/{name}"].config()
     content["dataset"] = content["dataset"]["train"]
     run = Run(
         folder=Path(),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import csv
-import importlib.util
 import inspect
 import math
 import re
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,15 @@ from conftest import labelled_molecules, make_trainer
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config
 from helpers_models import DIRECT
+from recipes.recipe_file import read_recipe
 
+from fairchem_piwsl.config import with_method
 from fairchem_piwsl.settings import PIWSLSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "s2ef"
+#: folders of configs/s2ef that hold parts of configs; the others are data sets
+PARTS = ("cases", "datasets", "methods", "models")
 MODELS = ("equiformer_v2", "escn", "painn", "spinconv", "schnet")
 METHODS = ("baseline", "noisy_nodes", "weak_label", "piwsl")
 
@@ -87,14 +89,22 @@ def _loaded(path: Path) -> tuple[dict[str, Any], list[str], list[str]]:
     return load_config(str(path))
 
 
-def loaded(path: str | Path) -> dict[str, Any]:
-    """A config as fairchem reads it."""
-    return copy.deepcopy(_loaded(CONFIGS / path)[0])
+def loaded(path: str | Path, method: str = "") -> dict[str, Any]:
+    """A config as fairchem reads it, with a method of the command line laid over it."""
+    config = copy.deepcopy(_loaded(CONFIGS / path)[0])
+    return with_method(config, method) if method else config
 
 
 def is_run(path: Path) -> bool:
     """Whether a file is a complete config and not a part of one."""
-    return path.name == "example.yml" or path.parent.parent.name in ("cells", "tables")
+    return path.name == "example.yml" or path.parent.name not in (*PARTS, "s2ef")
+
+
+@cache
+def recipe_runs(table: str) -> dict[str, dict[str, Any]]:
+    """The configs of a recipe of scripts/paper, by name."""
+    recipe = read_recipe(ROOT / "scripts" / "paper" / f"{table}.yml")
+    return {name: run.config() for name, run in recipe.plan(CONFIGS).items()}
 
 
 def rows(table: str) -> list[list[str]]:
@@ -129,7 +139,7 @@ def test_every_cell_has_the_case_of_table_a3():
     }
     assert len(cells()) == 70
     for (dataset, model), case in cells().items():
-        config = loaded(f"cells/{dataset}/{model}_piwsl.yml")
+        config = loaded(f"{dataset}/{model}.yml")
         settings = PIWSLSettings.from_config(config["optim"]["piwsl"])
         assert (settings.c_pitc, settings.c_pisc, settings.eps_max) == cases[case], (dataset, model)
         assert settings.k_2nd == 0
@@ -139,7 +149,7 @@ def test_every_cell_has_the_case_of_table_a3():
 def test_every_cell_has_its_data_model_and_loss():
     for dataset, model in cells():
         for method in METHODS:
-            config = loaded(f"cells/{dataset}/{model}_{method}.yml")
+            config = loaded(f"{dataset}/{model}.yml", method)
             where = (dataset, model, method)
             for split in ("train", "val", "test"):
                 assert config["dataset"][split]["src"] == f"data/{dataset}/{split}/data.lmdb", where
@@ -153,7 +163,7 @@ def test_every_cell_has_its_data_model_and_loss():
 
 def test_every_cell_has_batch_and_epochs_of_tables_a1_and_a2():
     for dataset, model in cells():
-        optim = loaded(f"cells/{dataset}/{model}_piwsl.yml")["optim"]
+        optim = loaded(f"{dataset}/{model}.yml")["optim"]
         iterations, epochs = paper_epochs(dataset)
         batch = TABLE_A1[dataset.split("_")[0]]
         if (dataset.split("_")[0], model) == ("tio2", "schnet"):
@@ -168,7 +178,7 @@ def test_every_cell_has_batch_and_epochs_of_tables_a1_and_a2():
 
 def test_methods_differ_in_their_settings_alone():
     for dataset, model in cells():
-        runs = {method: loaded(f"cells/{dataset}/{model}_{method}.yml") for method in METHODS}
+        runs = {method: loaded(f"{dataset}/{model}.yml", method) for method in METHODS}
         blocks = {name: PIWSLSettings.from_config(run["optim"].pop("piwsl")) for name, run in runs.items()}
         assert all(run == runs["baseline"] for run in runs.values()), (dataset, model)
         assert not blocks["baseline"].weak
@@ -178,77 +188,65 @@ def test_methods_differ_in_their_settings_alone():
         assert blocks["piwsl"].c_pitc > 0
 
 
-#: (table, data set, model and variant) of what a table repeats from another -> its config
-REPEATED = {
-    r"4 ani1x (\w+)_pitc\+pisc": r"cells/ani1x_1000/\1_piwsl",
-    r"5 ani1x_no_forces (\w+)_baseline": r"tables/3_*/\1_direct_baseline",
-    r"5 ani1x_no_forces (\w+)_pitc": r"tables/3_*/\1_direct_piwsl",
-    r"5 ani1x_no_forces (\w+)_weak_label": r"tables/A17_*/no_forces_\1_weak_label",
-    r"6 ani1x (\w+)_random": r"cells/ani1x_1000/\1_piwsl",
-    r"A17 ani1x_no_forces (\w+)_baseline": r"tables/3_*/\1_direct_baseline",
-    r"A18 ani1x (\w+)_pitc": r"cells/ani1x_1000/\1_piwsl",
-}
-
-
-def candidates(table: str, dataset: str, count: str, name: str) -> list[str]:
-    """Where the config of one printed result may be, `name` being model and variant."""
-    for pattern, target in REPEATED.items():
-        match = re.fullmatch(pattern, f"{table} {dataset} {name}")
-        if match:
-            return [f"{match.expand(target)}.yml"]
-    if dataset.endswith("_no_forces"):
-        return [f"tables/{table}_*/{name}.yml", f"tables/{table}_*/no_forces_{name}.yml"]
-    dataset = re.sub(r"_(other_sample|40000_iterations|80000_iterations|batch4)$", "", dataset)
-    cell = f"{dataset}_{count}"
-    return [f"tables/{table}_*/{name}.yml", f"tables/{table}_*/{cell}_{name}.yml", f"cells/{cell}/{name}.yml"]
-
-
-def test_every_result_of_the_paper_has_a_config():
+def test_every_result_of_the_paper_has_a_run():
     reference = ROOT / "fairchem_piwsl" / "report" / "reference_results.csv"
     results = {
-        (row["table"], row["dataset"], row["n_train"], f"{row['model']}_{row['variant']}")
+        (row["table"], row["dataset"], row["n_train"], row["model"], row["variant"])
         for row in csv.DictReader(reference.open())
         if row["variant"] != "reference_tuned"  # a potential of somebody else
     }
     assert len(results) > 200
-    missing = [
-        result
-        for result in sorted(results)
-        if not any(list(CONFIGS.glob(candidate)) for candidate in candidates(*result))
-    ]
+    missing = []
+    for table, dataset, count, model, variant in sorted(results):
+        if table == "A18":
+            variant = variant.replace("pitc", "piwsl")
+        if dataset.endswith("_no_forces"):
+            model, variant = model.removesuffix("_direct"), f"energies_only_{variant}"
+        if dataset.endswith("_80000_iterations"):
+            variant = f"80000_steps_{variant}"
+        dataset = re.sub(r"_(no_forces|other_sample|[48]0000_iterations|batch4)$", "", dataset)
+        if f"{dataset}_{count}/{model}_{variant}" not in recipe_runs(f"table_{table}"):
+            missing.append((table, dataset, count, model, variant))
     assert not missing
 
 
 @pytest.mark.parametrize(
-    ("pattern", "expected"),
+    ("table", "pattern", "expected"),
     [
-        ("3_*/*_piwsl", dict(c_pitc=0.1, c_pisc=0.0)),
-        ("4_*/*_pitc", dict(c_pitc=1.2, c_pisc=0.0, eps_max=0.025)),
-        ("4_*/*_pisc", dict(c_pitc=0.0, c_pisc=0.01, eps_max=0.025)),
-        ("5_*/*_pitc", dict(c_pitc=1.0, c_pisc=0.0)),
-        ("6_*/*", dict(perturbation="adversarial")),
-        ("A10_*/*_pisc_case2", dict(c_pitc=0.1, c_pisc=0.001, eps_max=0.01, pisc_case=2)),
-        ("A12_*/*_relu", dict(c_pitc=0.1, c_pisc=0.0, eps_max=0.01, point_loss="relu")),
-        ("A13_*/*_eps0.05", dict(c_pitc=0.1, c_pisc=0.0, eps_max=0.05)),
-        ("A14_*/*_fraction20", dict(c_pitc=0.1, c_pisc=0.0, eps_max=0.01, fraction=0.2)),
-        ("A16_*/*_piwsl", dict(c_pitc=0.1, c_pisc=0.01, eps_max=0.01)),
-        ("A16_*/*_weak_label", dict(c_wl=0.1, eps_max=0.01)),
-        ("A17_*/[pe]*_predicted_forces", dict(c_wl=1.0, wl_forces="predicted")),
-        ("A17_*/no_forces_*_predicted_forces", dict(c_wl=0.1, wl_forces="predicted")),
-        ("A17_*/no_forces_*_label", dict(c_wl=0.1, wl_forces="reference")),
-        ("second_order/*", dict(k_2nd=0.5)),
+        ("table_3", "_piwsl", dict(c_pitc=0.1, c_pisc=0.0)),
+        ("table_4", "_pitc", dict(c_pitc=1.2, c_pisc=0.0, eps_max=0.025)),
+        ("table_4", "_pisc", dict(c_pitc=0.0, c_pisc=0.01, eps_max=0.025)),
+        ("table_5", "(painn|v2)_pitc", dict(c_pitc=1.0, c_pisc=0.0)),
+        ("table_6", "_adversarial", dict(c_pitc=1.2, c_pisc=0.01, eps_max=0.025, perturbation="adversarial")),
+        ("table_A10", "_pisc_case2", dict(c_pitc=0.1, c_pisc=0.001, eps_max=0.01, pisc_case=2)),
+        ("table_A12", "_relu", dict(c_pitc=0.1, c_pisc=0.0, eps_max=0.01, point_loss="relu")),
+        ("table_A13", "_eps0.05", dict(c_pitc=0.1, c_pisc=0.0, eps_max=0.05)),
+        ("table_A14", "_fraction20", dict(c_pitc=0.1, c_pisc=0.0, eps_max=0.01, fraction=0.2)),
+        ("table_A16", "_piwsl", dict(c_pitc=0.1, c_pisc=0.01, eps_max=0.01)),
+        ("table_A16", "_weak_label", dict(c_wl=0.1, eps_max=0.01)),
+        ("table_A17", "(painn|v2)_weak_label_predicted_forces", dict(c_wl=1.0, wl_forces="predicted")),
+        ("table_A17", "only_weak_label_predicted_forces", dict(c_wl=0.1, wl_forces="predicted")),
+        ("table_A17", "only_weak_label", dict(c_wl=0.1, wl_forces="reference")),
+        ("second_order", "_(second_order|trapezoid)", dict(k_2nd=0.5)),
     ],
 )
-def test_other_tables(pattern, expected):
-    found = list((CONFIGS / "tables").glob(f"{pattern}.yml"))
+def test_other_tables(table, pattern, expected):
+    found = {name: run for name, run in recipe_runs(table).items() if re.search(f"{pattern}$", name)}
     assert found
-    for path in found:
-        config = loaded(path)
+    for name, config in found.items():
         settings = PIWSLSettings.from_config(config["optim"]["piwsl"])
-        assert {name: getattr(settings, name) for name in expected} == expected, path
-        targets = [target for term in config["loss_functions"] for target in term]
-        without_forces = path.name.startswith("no_forces") or path.parent.name.startswith("3_")
-        assert targets == (["energy"] if without_forces else ["energy", "forces"]), path
+        assert {key: getattr(settings, key) for key in expected} == expected, name
+        terms = [
+            (target, term["coefficient"])
+            for entry in config["loss_functions"]
+            for target, term in entry.items()
+        ]
+        model = re.search(r"/(painn|equiformer_v2|escn|spinconv|schnet)", name)
+        energy, forces = COEFFICIENTS[model[1]] if model else (1, 100)
+        without_forces = "energies_only" in name
+        assert terms == (
+            [("energy", energy)] if without_forces else [("energy", energy), ("forces", forces)]
+        ), name
 
 
 def test_gradient_models_are_the_direct_ones_otherwise():
@@ -271,7 +269,7 @@ def test_every_file_loads_without_conflicts():
         assert not conflicts, path
         # a replaced key is announced at every start, so few runs may have any
         allowed = {"loss_functions", "optim.batch_size", "optim.max_epochs"}
-        if path.parent.name == "mace_fine_tuning":
+        if path.stem in ("mace_off", "mace_mp"):
             allowed = {"dataset.train.transforms.element_references.energy.file"}
         assert set(replaced) <= allowed, path
         PIWSLSettings.from_config(config.get("optim", {}).get("piwsl"))
@@ -289,25 +287,20 @@ def test_every_file_loads_without_conflicts():
 
 
 def test_included_parts_are_all_used():
-    text = "".join(path.read_text() for path in paths() if path.parent.parent.name in ("cells", "tables"))
-    for folder in ("datasets", "models", "methods", "cases"):
+    text = "".join(path.read_text() for path in paths() if is_run(path))
+    for folder in ("datasets", "models", "cases"):
         for path in (CONFIGS / folder).glob("*.yml"):
             assert f"/{folder}/{path.name}\n" in text, path
 
 
-def test_generated_files_and_lists_are_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_configs", ROOT / "scripts" / "make_configs.py")
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["make_configs"] = script
-    spec.loader.exec_module(script)
-    on_disk = {
-        str(path.relative_to(CONFIGS)): path.read_text()
-        for folder in ("cells", "tables")
-        for path in (CONFIGS / folder).rglob("*.yml")
-    }
-    assert script.files() == on_disk
+def test_few_files():
+    assert len(list((ROOT / "configs").rglob("*.yml"))) <= 200
+
+
+def test_the_page_has_the_cases_of_table_a3():
     page = (ROOT / "docs" / "configs.md").read_text()
-    assert script.with_lists(page) == page
+    linked = re.findall(r"\[([A-H])\]\(\.\./configs/s2ef/([^/]+)/(\w+)\.yml\)", page)
+    assert {(dataset, model): case for case, dataset, model in linked} == cells()
 
 
 def test_links_of_the_page_lead_to_files():
@@ -353,31 +346,31 @@ def test_fine_tuning_configs_name_real_settings(name):
     assert block["ev_per_output"] == 0.0433641
 
 
-RUNS = {
-    **{
-        f"{model} {method}": (model, f"cells/ani1x_1000/{model}_{method}.yml")
-        for model in MODELS
-        for method in METHODS
-    },
-    **{
-        f"{model} {method}": (model, f"tables/A16_gradient_forces/{model}_{method}.yml")
-        for model in ("painn_gradient", "equiformer_v2_gradient")
+#: recipe and name of the run, or a config and a method of the command line
+RUNS = [
+    *(("--method", f"ani1x_1000/{model}_{method}") for model in MODELS for method in METHODS),
+    *(
+        ("table_A16", f"ani1x_1000/{model}_gradient_{method}")
+        for model in ("painn", "equiformer_v2")
         for method in ("baseline", "weak_label", "piwsl")
-    },
-    **{f"mace {method}": ("mace", f"tables/mace/rmd17_aspirin_100_mace_{method}.yml") for method in ("baseline", "piwsl")},
-    "painn adversarial": ("painn", "tables/6_adversarial/painn_adversarial.yml"),
-    "painn second order": ("painn", "tables/second_order/rmd17_aspirin_100_painn.yml"),
-    "painn energies alone": ("painn", "tables/3_no_force_labels/painn_direct_piwsl.yml"),
-}  # fmt: skip
+    ),
+    *(("aspirin_models", f"rmd17_aspirin_100/mace_{method}") for method in ("baseline", "piwsl")),
+    ("table_6", "ani1x_1000/painn_adversarial"),
+    ("second_order", "rmd17_aspirin_100/painn_second_order"),
+    ("table_3", "ani1x_1000/painn_energies_only_piwsl"),
+]
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_training_steps(run, tiny_data: Path, tmp_path: Path):
-    """Two steps and a validation, with everything from the file but sizes and data."""
-    model, path = RUNS[run]
+@pytest.mark.parametrize(("recipe", "run"), RUNS)
+def test_training_steps(recipe, run, tiny_data: Path, tmp_path: Path):
+    """Two steps and a validation, with everything from the recipe but sizes and data."""
+    model = max((name for name in SMALL if f"/{name}_" in run), key=len)
     if model == "mace":
         pytest.importorskip("mace")
-    config = loaded(path)
+    if recipe == "--method":
+        config = loaded(f"ani1x_1000/{model}.yml", run.partition(f"/{model}_")[2])
+    else:
+        config = copy.deepcopy(recipe_runs(recipe)[run])
     config["dataset"]["train"]["transforms"].pop("element_references")
     for split in ("train", "val", "test"):
         config["dataset"][split]["src"] = str(tiny_data / f"{split}.lmdb")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from recipes.carry_out import options, relative_lengths, use_data, write_trainings
-from recipes.recipe_file import find_configs, read_recipe
+from recipes.recipe_file import read_recipe
 from recipes.scale import data_folder, innermost_model, shrink, with_data
 
 from fairchem_piwsl.config import load_config
@@ -40,16 +40,13 @@ def test_every_table_of_results_has_a_recipe():
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_find_their_configs_and_shrink_them(name, tiny_data, tmp_path):
     recipe = read_recipe(RECIPES[name])
-    paper = find_configs(CONFIGS, recipe.configs)
+    paper = recipe.plan(CONFIGS)
     if recipe.smoke.instead:
         return
     data = small_data(tiny_data, tmp_path / "data")
-    paths = find_configs(CONFIGS, recipe.smoke.configs or recipe.configs)
-    if recipe.smoke.configs and name != "table_A11":  # which adds the second order to the small scale
-        assert paths.keys() <= paper.keys()
-    for config in use_data(
-        {key: load_config(path) for key, path in paths.items()}, {}, lambda: data
-    ).values():
+    small = recipe.plan(CONFIGS, small=True)
+    assert small.keys() <= paper.keys()
+    for config in use_data({key: run.config() for key, run in small.items()}, {}, lambda: data).values():
         config = shrink(config, SMALL, 60)
         assert config["optim"]["T_max"] == 60
         assert data_folder(config) == data
@@ -58,8 +55,8 @@ def test_recipes_find_their_configs_and_shrink_them(name, tiny_data, tmp_path):
 
 def test_small_scale_keeps_losses_and_weak_terms(tiny_data, tmp_path):
     data = small_data(tiny_data, tmp_path / "data")
-    path = CONFIGS / "tables" / "3_no_force_labels" / "painn_gradient_piwsl.yml"
-    config = use_data({"x": load_config(path)}, {}, lambda: data)["x"]
+    run = read_recipe(RECIPES["table_3"]).plan(CONFIGS)["ani1x_1000/painn_gradient_energies_only_piwsl"]
+    config = use_data({"x": run.config()}, {}, lambda: data)["x"]
     small = shrink(config, SMALL, 100)
     assert small["loss_functions"] == config["loss_functions"]
     late = {"start_step": 0, "ramp_steps": 0}
@@ -75,11 +72,11 @@ def test_small_scale_keeps_losses_and_weak_terms(tiny_data, tmp_path):
 
 def test_longer_runs_stay_longer():
     def lengths(recipe: str) -> dict[str, float]:
-        paths = find_configs(CONFIGS, read_recipe(RECIPES[recipe]).configs)
-        return relative_lengths({name: load_config(path) for name, path in paths.items()})
+        runs = read_recipe(RECIPES[recipe]).plan(CONFIGS)
+        return relative_lengths({name: run.config() for name, run in runs.items()})
 
     assert lengths("table_A15")["ani1x_1000/painn_baseline"] == 1
-    assert lengths("table_A15")["A15_80000_steps/painn_baseline"] == 2
+    assert lengths("table_A15")["ani1x_1000/painn_80000_steps_baseline"] == 2
     assert set(lengths("table_2").values()) == {
         1
     }  # SchNet has other epochs there, and so a length of its own
@@ -100,22 +97,40 @@ def test_options():
 
 
 def test_mistakes_are_sentences(tiny_data, tmp_path):
-    config = load_config(CONFIGS / "cells" / "tio2_100" / "painn_piwsl.yml")
+    config = load_config(CONFIGS / "tio2_100" / "painn.yml")
     with pytest.raises(UserError, match=r"data/tio2_100 is missing.*piwsl prepare"):
         use_data({"x": config}, {}, None)
     with pytest.raises(UserError, match=r"--data lmnto_100=.*uses tio2_100"):
         use_data({"x": config}, {"lmnto_100": "f"}, lambda: small_data(tiny_data, tmp_path / "data"))
     with pytest.raises(UserError, match="matches no run of this recipe"):
-        find_configs(CONFIGS, ("cells/tio2_100/painn_*.yml",), only="schnet")
-    with pytest.raises(UserError, match="matches no config"):
-        find_configs(CONFIGS, ("cells/nothing/*.yml",))
-    (tmp_path / "bad.yml").write_text("title: t\nconfigs: [x]\nstep: 3\n")
-    with pytest.raises(UserError, match="'step' is not known"):
-        read_recipe(tmp_path / "bad.yml")
+        read_recipe(RECIPES["table_4"]).plan(CONFIGS, only="schnet")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: t\nruns: []\nstep: 3\n", "'step' is not known"),
+        ("title: t\n", "'runs' is missing"),
+        ("title: t\nruns: 3\n", "'runs' must be a list"),
+        ("title: t\nruns: [painn]\n", r"runs\.0 must be a block"),
+        ("title: t\nruns: [{data: [a], models: [painn]}]\n", r"runs\.0: key 'methods' is missing"),
+        ("title: t\nruns: [{data: a, models: [painn], methods: [piwsl]}]\n", r"runs\.0\.data must be a list"),
+        (
+            "title: t\nruns: [{data: [a], models: [painn], methods: piwsl}]\n",
+            r"runs\.0\.methods must be names",
+        ),
+        ("title: t\nruns: [{data: [a], models: [x], methods: [piwsl]}]\n", r"a/x\.yml does not exist"),
+        ("title: t\nruns: [{data: [tio2_100], models: [painn], methods: [pwsl]}]\n", "did you mean piwsl"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_sentences(text, message, tmp_path):
+    (tmp_path / "bad.yml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        [run.config() for run in read_recipe(tmp_path / "bad.yml").plan(CONFIGS).values()]
 
 
 def test_other_settings_do_not_mix_into_a_folder(tmp_path):
-    config = load_config(CONFIGS / "cells" / "tio2_100" / "painn_piwsl.yml")
+    config = load_config(CONFIGS / "tio2_100" / "painn.yml")
     first = write_trainings({"x/y": config}, [0, 1], tmp_path)
     assert [training.run_dir.name for training in first] == ["seed0", "seed1"]
     assert write_trainings({"x/y": config}, [0], tmp_path)[0] == first[0]
