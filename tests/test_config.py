@@ -20,7 +20,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs.command_line import grid, read_arguments
 from fairchem_piwsl.jobs.submission import build_configs
 from fairchem_piwsl.settings import PIWSLSettings
-from fairchem_piwsl.sweeps.spec import load_bases
+from fairchem_piwsl.sweeps.sweep_file import load_bases
 
 CONFIG = {
     "optim": {"lr_initial": 0.1, "batch_size": 4},
