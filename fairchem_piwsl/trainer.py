@@ -93,7 +93,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
             if s.noisy_nodes:
                 return self._forward_noisy(batch)
             if s.weak:
-                return self._forward_displaced(batch, ["C"] * s.needs_c + ["B"] * s.needs_b)
+                needed = {"C": s.needs_c, "B": s.needs_b}
+                return self._forward_displaced(batch, [point for point in needed if needed[point]])
         if batch_number(batch) is not None:
             return self._forward_displaced(batch, ["C"])
         return super()._forward(batch)
@@ -117,10 +118,10 @@ class PIWSLForcesTrainer(S2EFTrainer):
             if self.piwsl.perturbation == "adversarial":
                 outputs = self._predict(batch, [batch.pos])
                 direction = self._adversarial_direction(outputs[0], batch, generator)
+            # dr is part of every leg, also where nothing is evaluated at C (case 2 of PISC)
             moved = {
                 point: self._draw(batch, graph, generator, direction)
-                for point in ("C", "B")
-                if point == "C" or point in points
+                for point in dict.fromkeys(["C", *points])
             }
             positions = [batch.pos + moved[point] for point in points]
             outputs = outputs + self._predict(batch, positions if outputs else [batch.pos, *positions])
