@@ -107,7 +107,7 @@ def _from_pickle(path: Path, key: int, value: bytes | None) -> Labelled:
         return _from_fields(fields)
     except (AttributeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path}: structure {key} is no PyG object with pos and atomic_numbers ({error!r})."
+            f"{path}: structure {key} is no PyG object with pos and atomic_numbers ({error!r}); prepare the data set again."
         ) from None
 
 

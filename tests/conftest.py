@@ -184,3 +184,11 @@ def make_trainer(config: dict, trainer: str | None = None, seed: int = 0, **over
 def parameters(trainer) -> list[torch.Tensor]:
     """Copies of a trainer's parameters."""
     return [parameter.detach().clone() for parameter in trainer.model.parameters()]
+
+
+@pytest.fixture(scope="session")
+def analysis_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a trained model, a data set, and files like them that are broken."""
+    from helpers_broken_inputs import write_inputs
+
+    return write_inputs(tmp_path_factory.mktemp("analysis_inputs"))

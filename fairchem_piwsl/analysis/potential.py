@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,23 +171,33 @@ def load_potential(
 
     path = Path(checkpoint)
     state = read_checkpoint(path, key="checkpoint")
-    config = copy.deepcopy(state["config"])
-    if "energy" not in config["outputs"]:
-        raise UserError(f"{path}: this model has no energy output (it has {', '.join(config['outputs'])}).")
+    config = _current_layout(path, state["config"])
+    outputs = config["outputs"]
+    if "energy" not in outputs:
+        raise UserError(
+            f"{path}: this model has no energy output (it has {', '.join(outputs)}); give the checkpoint of one "
+            "that has."
+        )
     if gradient_forces:
-        config["outputs"] = {"energy": config["outputs"]["energy"]}
-    elif "forces" not in config["outputs"]:
+        config["outputs"] = {"energy": outputs["energy"]}
+    elif "forces" not in outputs:
         raise UserError(
             f"{path}: this model has no forces output; use the gradient of its energy instead "
             "(--gradient-forces, or gradient_forces=True)."
         )
+    if dtype not in ("float32", "float64"):
+        raise UserError(f"dtype: {dtype!r} is not known; choose float32 or float64.")
     try:
         with _quiet():
             trainer = _build_trainer(path, config, cpu)
             trainer.load_checkpoint(str(path), checkpoint=state, inference_only=True)
-    except (KeyError, RuntimeError) as error:
+    except UserError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{path}: its weights do not fit the model that its config names ({error})."
+            f"{path}: its weights do not fit the model that its config names ({reason}); give a checkpoint as "
+            "training wrote it."
         ) from error
     if ema:
         copy_averaged_weights(trainer.model, state)
@@ -201,8 +211,6 @@ def load_potential(
         from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
         differentiate_edge_frames(trainer.model)
-    if dtype not in ("float32", "float64"):
-        raise UserError(f"dtype: {dtype!r} is not known; choose float32 or float64.")
     return Potential(trainer, name or short_name(path), path, getattr(torch, dtype), gradient_forces)
 
 
@@ -219,16 +227,31 @@ def file_digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
+def _current_layout(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's config in the layout of fairchem 1.10, with neighbours found on the fly."""
+    from fairchem.core.common.utils import update_config
+
+    current = copy.deepcopy(dict(config))
+    try:
+        if "model_attributes" in current:  # the layout of ocpmodels before 2.0
+            current["model"] = {**current.pop("model_attributes"), "name": current["model"]}
+        current["model"]["otf_graph"] = True
+        current = update_config(current)
+        dict(current["outputs"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: its config has no outputs, or none that can be read ({error!r}); give a checkpoint as "
+            "training wrote it."
+        ) from error
+    return current
+
+
 def _build_trainer(path: Path, config: dict[str, Any], cpu: bool) -> Any:
     """Upstream's trainer in inference mode, as its calculator builds it."""
     from fairchem.core.common.registry import registry
-    from fairchem.core.common.utils import setup_imports, update_config
+    from fairchem.core.common.utils import setup_imports
 
     setup_imports()
-    if "model_attributes" in config:  # the layout of ocpmodels before 2.0
-        config["model"] = {**config.pop("model_attributes"), "name": config["model"]}
-    config["model"]["otf_graph"] = True
-    config = update_config(config)
     name = config["model"].get("name")
     try:
         registry.get_model_class(name)
