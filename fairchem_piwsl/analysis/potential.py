@@ -43,10 +43,13 @@ class Potential:
     their digits.
     """
 
-    def __init__(self, trainer: Any, name: str, path: Path, dtype: Any, gradient_forces: bool) -> None:
+    def __init__(
+        self, trainer: Any, config: dict[str, Any], name: str, path: Path, dtype: Any, gradient_forces: bool
+    ) -> None:
         self.name = name
         self.path = path
-        self.config: dict[str, Any] = trainer.config
+        #: of the training; the trainer here has one of its own, for inference
+        self.config = config
         self.dtype = dtype
         self.gradient_forces = gradient_forces
         self._trainer = trainer
@@ -211,7 +214,9 @@ def load_potential(
         from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
         differentiate_edge_frames(trainer.model)
-    return Potential(trainer, name or short_name(path), path, getattr(torch, dtype), gradient_forces)
+    return Potential(
+        trainer, state["config"], name or short_name(path), path, getattr(torch, dtype), gradient_forces
+    )
 
 
 def load_potentials(checkpoints: Sequence[str | Path], **options: Any) -> list[Potential]:

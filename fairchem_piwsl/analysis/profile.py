@@ -21,6 +21,9 @@ from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.runs import settings_of
 from fairchem_piwsl.structures import as_molecule, is_isolated, read_structure
 
+# What tells the seeds of one run apart in their names.
+NUMBER = re.compile(r"[/_. -]*((seed|run|s)[-_]?\d+\b|\d+$)")
+
 
 def bond_profile(
     checkpoints: Sequence[str | Path] | None,
@@ -161,7 +164,7 @@ def seeds_of_one_run(configs: dict[str, dict[str, Any]]) -> dict[str, list[str]]
         for group in [members] if len(seeds) == len(members) else [[name] for name in members]:
             label = group[0]
             if len(group) > 1:
-                shared = {re.sub(r"[/_. -]*(seed|run|s)?[-_]?\d+$", "", name) for name in group} - {""}
+                shared = {NUMBER.sub("", name).strip("/_. -") for name in group} - {""}
                 label = f"{shared.pop() if len(shared) == 1 else label}, {len(group)} seeds"
             groups[label if label not in groups else f"{group[0]}, {label}"] = group
     return groups
@@ -206,7 +209,7 @@ def plot_profile(result: dict[str, Any], path: Path) -> Path:
             bottom.plot([], [], color="#555555", linestyle=":", label="slope of the energy curve, -dE/dd")
             bottom.legend()
         top.set_ylabel(f"energy ({units['energy']}), 0 as given")
-        top.set_title("; ".join([f"{result['formula']}: bond {first}-{second}", *notes]))
+        top.set_title(f"{result['formula']}: bond {first}-{second}" + "\n" * bool(notes) + "; ".join(notes))
         bottom.set_xlabel("bond length (Angstrom); dashed: as given")
         bottom.set_ylabel(f"force along the bond\n({units['force']})")
         top.legend()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -180,6 +181,33 @@ def test_command_writes_json_and_plot(trained, tmp_path):
     stored = json.loads((tmp_path / "consistency_painn.json").read_text())
     assert stored["units"]["curl"] == "kcal/mol/Angstrom^2"
     assert (tmp_path / "consistency_painn.png").stat().st_size > 10_000
+
+
+def test_models_of_one_short_name_keep_their_results(trained, tmp_path):
+    data, checkpoints = trained
+    small = {
+        "structures": 1,
+        "jacobians": 0,
+        "directions": 1,
+        "points": 2,
+        "cpu": True,
+        "out": tmp_path / "out",
+    }
+    twins = []
+    for number, name in enumerate(("schnet", "painn")):
+        twins.append(tmp_path / str(number) / "model.pt")
+        twins[-1].parent.mkdir()
+        shutil.copy(checkpoints[name], twins[-1])
+        check_consistency(twins[-1], data, **small)
+    pictures = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
+    assert sorted(pictures) == ["consistency_model.png", "consistency_model_2.png"]
+    stored = [tmp_path / "out" / f"consistency_model{end}.json" for end in ("", "_2")]
+    assert [json.loads(path.read_text())["checkpoint"] for path in stored] == [str(path) for path in twins]
+    check_consistency(
+        twins[0], data, **small | {"directions": 2}
+    )  # again: its own files, the earlier ones stay
+    assert (tmp_path / "out" / "consistency_model.png.1").read_bytes() == pictures["consistency_model.png"]
+    assert (tmp_path / "out" / "consistency_model_2.png").read_bytes() == pictures["consistency_model_2.png"]
 
 
 def test_bad_input_is_named(trained):

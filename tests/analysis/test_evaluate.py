@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -159,3 +162,30 @@ def test_bad_input_is_named(checkpoints, data, structures, tmp_path):
     with pytest.raises(UserError, match="no structure has an energy or forces"):
         evaluate(checkpoints, tmp_path / "bare.extxyz")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_full_disk_is_a_sentence(data, checkpoints, tmp_path, monkeypatch, capsys):
+    from fairchem_piwsl import cli, files
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    arguments = [
+        "evaluate",
+        str(checkpoints[0]),
+        "--data",
+        str(data),
+        "--cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["piwsl", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert (
+        f"{tmp_path / 'out' / 'evaluate.json'}: No space left on device; free space"
+        in capsys.readouterr().err
+    )
+    assert not list((tmp_path / "out").iterdir())

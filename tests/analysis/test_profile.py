@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.io import write
@@ -15,10 +16,11 @@ from helpers_analysis import rattled, train, write_lmdb
 from typer.testing import CliRunner
 
 from fairchem_piwsl.analysis.bonds import bond_lengths, bonds, fragment
-from fairchem_piwsl.analysis.profile import bond_profile, stretched
+from fairchem_piwsl.analysis.profile import bond_profile, seeds_of_one_run, stretched
 from fairchem_piwsl.analysis.reference_calculators import reference_calculator
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.report import figures
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,41 @@ def test_command_writes_json_and_plot(setup, tmp_path):
     assert stored["moving_atoms"] == [6]
     assert len(stored["curves"]["schnet"]["force"]) == 7
     assert (tmp_path / "profile.png").stat().st_size > 10_000
+
+
+def test_seeds_of_one_run_are_one_curve_by_their_settings():
+    def config(seed: int, rate: float = 0.1, source: str = "a.lmdb") -> dict:
+        return {"optim": {"lr_initial": rate}, "dataset": {"src": source}, "cmd": {"seed": seed}}
+
+    configs = {
+        "base/seed0": config(0),
+        "base/seed1": config(1),
+        "seed7/x": config(0, 0.2),
+        "seed8/x": config(1, 0.2),
+    }
+    assert seeds_of_one_run(configs) == {
+        "base, 2 seeds": ["base/seed0", "base/seed1"],
+        "x, 2 seeds": ["seed7/x", "seed8/x"],
+    }
+    apart = {"a": config(0), "b": config(0, source="b.lmdb"), "last": config(1), "best": config(1)}
+    assert seeds_of_one_run(apart) == {name: [name] for name in apart}  # the last two are one run twice
+    alike = {"r0": config(0), "r1": config(1), "r2": config(0, 0.2), "r3": config(1, 0.2)}
+    assert list(seeds_of_one_run(alike).values()) == [["r0", "r1"], ["r2", "r3"]]
+
+
+def test_seeds_share_a_colour_in_the_plot(setup, tmp_path, monkeypatch):
+    structure, checkpoint = setup
+    second = tmp_path / "other" / "seed1.pt"
+    second.parent.mkdir()
+    state = torch.load(checkpoint, weights_only=False)
+    state["config"]["cmd"]["seed"] = 1
+    torch.save(state, second)
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda fig, path: drawn.append(fig) or path)
+    bond_profile([checkpoint, second], structure, (0, 1), points=5, cpu=True, out=tmp_path / "out")
+    top = drawn[0].axes[0]
+    labelled = [line for line in top.get_lines() if not line.get_label().startswith("_")]
+    assert [line.get_label()[-9:] for line in labelled] == [", 2 seeds"]
 
 
 def test_bad_input_is_named(setup, ethanol):
