@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from fine_tuning_data import check_files, check_xtb, prepare_labels, prepare_pretraining, start_structure
 from fine_tuning_results import Row, plot, table, write_table
 from recipes.compare import best_checkpoint, compare, rmse_of, train
@@ -26,6 +25,7 @@ from recipes.scale import schedule
 from rich.console import Console
 from rich.progress import Progress
 
+from fairchem_piwsl.config import load_config, read_yaml
 from fairchem_piwsl.datasets.element_references import write_references
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.errors import UserError
@@ -119,7 +119,7 @@ def read_scale(name: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in (HERE / "fine_tuning").glob("*.yml")))
         raise UserError(f"--scale {name}: not known; choose one of {known}, or give a YAML file.")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read_yaml(path, "--scale")
 
 
 def check(experiment: Experiment, models: Sequence[str], sizes: Sequence[int]) -> None:
@@ -150,8 +150,8 @@ def training_config(
         size: structures to train on.
         references: element references; left out, those of the data set.
     """
-    config = yaml.safe_load(BASE.read_text(encoding="utf-8"))
-    config["dataset"] = yaml.safe_load((data / "dataset.yml").read_text(encoding="utf-8"))["dataset"]
+    config = load_config(BASE)
+    config["dataset"] = load_config(data / "dataset.yml")["dataset"]
     if references is not None:
         config["dataset"]["train"]["transforms"]["element_references"]["energy"]["file"] = str(references)
     config["model"] = settings["model"]

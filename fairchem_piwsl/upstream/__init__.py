@@ -88,6 +88,5 @@ def after_import() -> None:
     """What fairchem, once imported, needs to work; a second call changes nothing."""
     from fairchem_piwsl.upstream import names, repairs
 
-    repairs.restore_mutable_mapping()
     repairs.trust_own_classes()
     names.register_names()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import collections.abc
-import types
 import warnings
 
 
@@ -15,15 +12,6 @@ def restore_sph_harm() -> None:
     if not hasattr(scipy.special, "sph_harm"):
         # Order and degree, azimuth and polar angle trade places.
         scipy.special.sph_harm = lambda m, n, azimuth, polar: scipy.special.sph_harm_y(n, m, polar, azimuth)
-
-
-def restore_mutable_mapping() -> None:
-    """`create_grid`, behind `--sweep-yml`, uses a name that Python 3.10 took out of `collections`."""
-    import fairchem.core.common.utils as utils
-
-    if not hasattr(utils.collections, "MutableMapping"):
-        names = {**vars(collections), "MutableMapping": collections.abc.MutableMapping}
-        utils.collections = types.SimpleNamespace(**names)
 
 
 def trust_own_classes() -> None:
