@@ -69,6 +69,12 @@ def read_workers(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: content for path in files if (content := _read(path))}
 
 
+def running_workers(folder: Path, within: float) -> list[dict[str, Any]]:
+    """Content of the files of workers that have not ended and whose last heartbeat is so many seconds old."""
+    workers = read_workers(folder).values()
+    return [w for w in workers if w["state"] == "running" and time.time() - w["time"] < within]
+
+
 def _read(path: Path) -> dict[str, Any]:
     """A heartbeat; empty where there is none that can be read."""
     try:

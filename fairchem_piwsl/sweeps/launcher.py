@@ -131,15 +131,18 @@ def _refuse_second_start(sweep: Sweep, folder: Path) -> None:
 
 @contextmanager
 def _removed_on_error(folder: Path) -> Iterator[None]:
-    """Make an empty folder, which is as it was before where the block does not come to its end."""
+    """Make an empty folder; where the block does not come to its end, all is as before."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=not missing)  # of two starts at the same moment one ends here
     try:
         yield
     except BaseException:
-        shutil.rmtree((missing or [folder])[-1], ignore_errors=True)
-        if not missing:
-            folder.mkdir()
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in missing:
+            with suppress(OSError):  # another sweep has begun in it
+                path.rmdir()
         raise
 
 

@@ -13,7 +13,7 @@ from fairchem_piwsl.config import load_config, with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.sweeps.folder import load_folder, write_yaml
-from fairchem_piwsl.sweeps.heartbeat import read_workers
+from fairchem_piwsl.sweeps.heartbeat import running_workers
 from fairchem_piwsl.sweeps.storage import open_storage
 from fairchem_piwsl.sweeps.study import BASE, REASON, SLOT, best_trials, counts, load_study, slots
 from fairchem_piwsl.sweeps.sweep_file import Sweep
@@ -32,6 +32,7 @@ def summary(sweep: Sweep, study: optuna.Study, folder: Path) -> dict[str, Any]:
     latest = slots(study)
     failed = {slot: trial for slot, trial in latest.items() if trial.state == TrialState.FAIL}
     seconds = [trial.user_attrs.get("seconds", 0.0) for trial in study.get_trials(deepcopy=False)]
+    within = max(sweep.heartbeat.grace, 10 * sweep.heartbeat.interval)
     return {
         "study": sweep.study,
         "objective": str(sweep.objective),
@@ -44,21 +45,14 @@ def summary(sweep: Sweep, study: optuna.Study, folder: Path) -> dict[str, Any]:
         ),
         "best": [describe_trial(trial) for trial in best_trials(study)],
         "failures": {slot: trial.user_attrs.get(REASON, "unknown reason") for slot, trial in failed.items()},
-        "workers": running_workers(sweep, folder),
+        "workers": [describe_worker(worker) for worker in running_workers(folder, within)],
     }
 
 
-def running_workers(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
-    """Workers that have not ended; `silent` is the number of seconds since their last heartbeat."""
-    found = []
-    for content in read_workers(folder).values():
-        silent = time.time() - content["time"]
-        if content["state"] == "running" and silent < max(
-            sweep.heartbeat.grace, 10 * sweep.heartbeat.interval
-        ):
-            kept = {key: content.get(key) for key in ("job", "host", "trial", "slot")}
-            found.append({**kept, "silent": round(max(0.0, silent), 1)})
-    return found
+def describe_worker(content: dict[str, Any]) -> dict[str, Any]:
+    """A running worker; `silent` is the number of seconds since its last heartbeat."""
+    kept = {key: content.get(key) for key in ("job", "host", "trial", "slot")}
+    return {**kept, "silent": round(max(0.0, time.time() - content["time"]), 1)}
 
 
 def describe_trial(trial: FrozenTrial) -> dict[str, Any]:

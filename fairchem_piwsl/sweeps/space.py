@@ -17,7 +17,7 @@ from optuna.distributions import (
 from pydantic import Field, StrictBool, field_validator, model_validator
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.blocks import Block, Float, Int, PositiveFloat, PositiveInt, checked
+from fairchem_piwsl.sweeps.blocks import Block, Float, PositiveFloat, checked
 
 
 class _Entry(Block):
@@ -32,14 +32,19 @@ class _Entry(Block):
         return {} if when is None else when
 
 
-class _Range(_Entry):
-    low: Any
-    high: Any
+class Range(_Entry):
+    """Real or whole numbers from `low` to `high`."""
+
+    low: Float
+    high: Float
     log: StrictBool = False
-    step: Any = None
+    step: PositiveFloat | None = None
 
     @model_validator(mode="after")
-    def _bounds(self) -> _Range:
+    def _bounds(self) -> Range:
+        for name in ("low", "high", "step") if self.type == "int" else ():
+            if (getattr(self, name) or 0) % 1:
+                raise ValueError(f": {name} must be a whole number, not {getattr(self, name)}")
         if self.low >= self.high:
             raise ValueError(f": low ({self.low}) must be below high ({self.high})")
         if self.log and self.low <= 0:
@@ -48,29 +53,11 @@ class _Range(_Entry):
             raise ValueError(": log and step exclude each other; remove one")
         return self
 
-
-class FloatRange(_Range):
-    """Real numbers from `low` to `high`."""
-
-    low: Float
-    high: Float
-    step: PositiveFloat | None = None
-
     def distribution(self) -> BaseDistribution:
         """As Optuna knows it."""
+        if self.type == "int":
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
-
-
-class IntRange(_Range):
-    """Whole numbers from `low` to `high`."""
-
-    low: Int
-    high: Int
-    step: PositiveInt | None = None
-
-    def distribution(self) -> BaseDistribution:
-        """As Optuna knows it."""
-        return IntDistribution(self.low, self.high, log=self.log, step=self.step or 1)
 
 
 class Choices(_Entry):
@@ -103,11 +90,7 @@ class Parameter:
     when: Mapping[str, tuple[Any, ...]]
 
 
-KINDS: dict[str, type[FloatRange | IntRange | Choices]] = {
-    "float": FloatRange,
-    "int": IntRange,
-    "categorical": Choices,
-}
+KINDS: dict[str, type[Range | Choices]] = {"float": Range, "int": Range, "categorical": Choices}
 
 
 def parse_space(block: Any) -> tuple[Parameter, ...]:

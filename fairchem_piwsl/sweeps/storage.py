@@ -19,7 +19,7 @@ LOCK_GRACE = 15
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal, cured of a writer that was killed in the middle of a line; Optuna itself has no cure.
+    """Optuna's journal, repaired where a writer was killed in the middle of a line; Optuna does not do that.
 
     The next line would be glued to the torn one, and the study could never be read again. A line counts only
     with its line break, so a torn end was never seen by any reader and is cut off before the next write.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from fairchem_piwsl.sweeps.launcher import Show
 
 sweep_app = typer.Typer(
     name="sweep",
@@ -38,8 +42,8 @@ def start(
     """Begin a sweep and watch it."""
     from fairchem_piwsl.sweeps.launcher import start as start_sweep
 
-    with _Live(detach) as live:
-        where = start_sweep(sweep, folder, executor, workers, trials, detach, live.show)
+    with _live(detach) as show:
+        where = start_sweep(sweep, folder, executor, workers, trials, detach, show)
     _print_summary(where, detach)
 
 
@@ -54,8 +58,8 @@ def resume(
     """Go on with a sweep that was stopped or lost its launcher, or give it more trials."""
     from fairchem_piwsl.sweeps.launcher import resume as resume_sweep
 
-    with _Live(detach) as live:
-        resume_sweep(folder, executor, workers, trials, detach, live.show)
+    with _live(detach) as show:
+        resume_sweep(folder, executor, workers, trials, detach, show)
     _print_summary(folder, detach)
 
 
@@ -127,33 +131,20 @@ def render(state: dict[str, Any]) -> RenderableType:
     return Group(table, jobs) if state["workers"] else table
 
 
-class _Live:
-    """Shows the state of a sweep while it runs; plain where the output is not a terminal."""
+@contextmanager
+def _live(detach: bool) -> Iterator[Show | None]:
+    """What shows the state of a sweep while it runs; nothing where the output is not a terminal."""
+    from rich.console import Console
+    from rich.live import Live
 
-    def __init__(self, detach: bool) -> None:
-        from rich.console import Console
-        from rich.live import Live
+    from fairchem_piwsl.sweeps.folder import load_folder
+    from fairchem_piwsl.sweeps.results import summary
 
-        self._detach = detach
-        self._terminal = Console().is_terminal
-        self._live = Live(refresh_per_second=2, transient=True)
-
-    def __enter__(self) -> _Live:
-        if self._terminal and not self._detach:
-            self._live.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._terminal and not self._detach:
-            self._live.__exit__(*error)
-
-    def show(self, study: Any, folder: Path) -> None:
-        """Take the newest state."""
-        if self._terminal:
-            from fairchem_piwsl.sweeps.folder import load_folder
-            from fairchem_piwsl.sweeps.results import summary
-
-            self._live.update(render(summary(load_folder(folder), study, folder)))
+    if detach or not Console().is_terminal:
+        yield None
+        return
+    with Live(refresh_per_second=2, transient=True) as live:
+        yield lambda study, folder: live.update(render(summary(load_folder(folder), study, folder)))
 
 
 def _print_summary(folder: Path, detach: bool) -> None:

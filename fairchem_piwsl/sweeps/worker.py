@@ -65,7 +65,7 @@ class Worker(Checkpointable):
 
 
 class _Loop:
-    """The life of one worker."""
+    """One worker at work."""
 
     def __init__(self, folder: Path, index: int) -> None:
         self.folder = folder

@@ -19,7 +19,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
 from fairchem_piwsl.jobs.python_command import patient_python
 from fairchem_piwsl.sweeps.folder import LAUNCH, read_launch
-from fairchem_piwsl.sweeps.heartbeat import STOP, read_workers
+from fairchem_piwsl.sweeps.heartbeat import STOP, running_workers
 from fairchem_piwsl.sweeps.sweep_file import Sweep
 from fairchem_piwsl.sweeps.worker import Worker
 
@@ -83,11 +83,9 @@ class WorkerJobs:
             return len(queued(read_launch(self.folder)["jobs"]))
         own = {str(job.job_id) for job in self.jobs}
         others = [
-            content
-            for content in read_workers(self.folder).values()
-            if content["state"] == "running"
-            and content.get("job") not in own
-            and time.time() - content["time"] < self.sweep.heartbeat.grace
+            worker
+            for worker in running_workers(self.folder, self.sweep.heartbeat.grace)
+            if worker.get("job") not in own
         ]
         return sum(not job.done() for job in self.jobs) + len(others)
 
