@@ -31,7 +31,7 @@ def _telling_parts(path: str | Path) -> tuple[str, ...]:
     parts = [part for part in Path(path).resolve().with_suffix("").parts if part != "checkpoints"]
     if parts[-1] in ("checkpoint", "best_checkpoint"):
         parts.pop()
-        stamp = re.fullmatch(r"\d{4}(?:-\d\d){5}(?:-(.+))?", parts[-1])
+        stamp = re.fullmatch(r"\d{4}(?:-\d\d){5}(?:\.\d{6})?(?:-(.+))?", parts[-1])
         if stamp:
             parts[-1:] = [stamp[1]] if stamp[1] else []
     return tuple(parts)

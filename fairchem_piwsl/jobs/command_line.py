@@ -46,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
         "optim.piwsl, or piwsl, the config's own. Several make one run each.",
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="One run for each of these seeds")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="Load checkpoints and .model files that can run code: for files of people you trust",
+    )
     return parser
 
 

@@ -2,61 +2,99 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import signal
 import sys
 import uuid
-from pathlib import Path
 from typing import Any
 
-from fairchem.core import _cli
 from fairchem.core.common.utils import setup_logging
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.jobs.command_line import read_arguments
-from fairchem_piwsl.jobs.runner import Runner, run
+from fairchem_piwsl.jobs.flag_checks import check_flags, check_slurm
+from fairchem_piwsl.jobs.resuming import check_start, is_finished
+from fairchem_piwsl.jobs.runner import Runner, rank_count, run
 from fairchem_piwsl.jobs.submission import build_configs, submit
 from fairchem_piwsl.training import preflight
+from fairchem_piwsl.training.checkpoint_files import trust
+from fairchem_piwsl.upstream.run_start import run_name, send_jobs_with
 
 #: the names of `PIWSLForcesTrainer` in a config
 OWN_TRAINER = ("piwsl_forces", "fairchem_piwsl.trainer.PIWSLForcesTrainer")
+#: errors of the operating system that say that a place cannot be written
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+#: exit code where a signal has ended a run, whichever it was
+STOPPED = 128 + signal.SIGTERM
 
-# so that fairchem's own command line and Python API send jobs that bring the plugin along
-_cli.Runner = Runner
+send_jobs_with(Runner)
 
 
 def main(arguments: list[str] | None = None, program: str = "main.py") -> None:
-    """Run fairchem's CLI; a `UserError` becomes one line on stderr, after `program`, and exit code 2."""
+    """Run fairchem's CLI.
+
+    A `UserError` becomes one line on stderr, after `program`, and exit code 2; a run that a signal has ended
+    becomes a line that says how to go on, and exit code 143.
+    """
     setup_logging()
     try:
-        args, overrides = read_arguments(arguments)
-        if args.num_gpus < 1:
-            raise UserError("--num-gpus is the number of ranks on a node and must be at least 1.")
-        check_checkpoint(args.mode, args.checkpoint)
-        configs = build_configs(args, overrides)
-        if args.submit:
-            submit(args, configs)
-            return
-        for config in configs:
-            run_here(config, args.num_gpus)
+        start(arguments, program)
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        where = error.filename or "the folder of --run-dir"
+        print(
+            f"{program}: {where} cannot be written ({error.strerror}): make room, or give another --run-dir.",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
-def check_checkpoint(mode: str, checkpoint: str | None) -> None:
-    """A missing checkpoint, before anything is written."""
-    if checkpoint and not Path(checkpoint).exists():
-        raise UserError(f"checkpoint {checkpoint} does not exist: check the path given to --checkpoint.")
-    if mode != "train" and not checkpoint:
-        raise UserError(f"--mode {mode} needs trained weights: add --checkpoint .../best_checkpoint.pt.")
-
-
-def run_here(config: dict[str, Any], ranks: int) -> None:
-    """Train in this process, or in `ranks` processes of this machine."""
-    if ranks == 1:
-        run(config)
+def start(arguments: list[str] | None, program: str) -> None:
+    """Check everything that was asked for, then run it here or send it to SLURM."""
+    args, overrides = read_arguments(arguments)
+    check_flags(args)
+    if args.trust_checkpoint:
+        trust()
+    if args.mode != "train" and not args.checkpoint:
+        raise UserError(f"--mode {args.mode} needs trained weights: add --checkpoint .../best_checkpoint.pt.")
+    check_output_folder(args.run_dir, "--run-dir")
+    configs = build_configs(args, overrides)
+    for config in configs:
+        check_slurm(config.get("slurm") or {})
+        check_start(config, rank_count(config["world_size"]))
+    left = [config for config in configs if len(configs) == 1 or not is_finished(config)]
+    if len(left) < len(configs):
+        logging.info(f"{len(configs) - len(left)} of {len(configs)} runs have finished already")
+    if args.submit:
+        check_output_folder(args.logdir, "--logdir")
+        submit(args, left)
         return
+    for config in left:
+        stopped = run_here(config, args.num_gpus)
+        if stopped:
+            name = args.timestamp_id if len(configs) > 1 else stopped
+            print(
+                f"{program}: stopped by a signal; to continue, run the same command with --timestamp-id {name}.",
+                file=sys.stderr,
+            )
+            raise SystemExit(STOPPED)
+
+
+def run_here(config: dict[str, Any], ranks: int) -> str | None:
+    """Train in this process, or in `ranks` of this machine; the name of the run where a signal has ended it."""
+    if ranks == 1:
+        return run(config)
     if config.get("trainer") in OWN_TRAINER:
         # before ranks start, each of which would print a mistake with a traceback
         keys = ("model", "outputs", "dataset", "loss_functions", "evaluation_metrics")
@@ -64,6 +102,8 @@ def run_here(config: dict[str, Any], ranks: int) -> None:
     # An open LMDB cannot be handed to another process, so the ranks read their data themselves.
     config["optim"]["num_workers"] = 0
     logging.info(f"{ranks} ranks on this machine; optim.num_workers is 0 there")
+    # so that this process can say it where the ranks are ended
+    config["timestamp_id"] = config["timestamp_id"] or run_name(config["identifier"])
     # A free port and a name of its own: at torch's default port two runs on one machine would meet.
     launch = LaunchConfig(
         min_nodes=1,
@@ -74,4 +114,7 @@ def run_here(config: dict[str, Any], ranks: int) -> None:
         run_id=str(uuid.uuid4()),
         max_restarts=0,
     )
-    elastic_launch(launch, run)(config)
+    try:
+        return elastic_launch(launch, run)(config)[0]
+    except SignalException:  # the ranks were given half a minute for their checkpoint
+        return config["timestamp_id"]

@@ -6,7 +6,7 @@ import shlex
 import sys
 
 
-def patient_python() -> str:
+def python_ignoring_usr2() -> str:
     """A shell command for this Python that ignores USR2 until submitit listens to it.
 
     By default the signal would end a process that is still importing, and a job that ends by itself is not

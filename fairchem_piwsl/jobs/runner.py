@@ -13,15 +13,17 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from fairchem.core import _cli
 from submitit.helpers import DelayedSubmission
 
 import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces` wherever a job is unpickled
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs.resuming import check_same_run, own_checkpoint
 from fairchem_piwsl.training.checkpoints import Preempted, close_datasets
 from fairchem_piwsl.upstream.checkpoint_access import reading_without_code
+from fairchem_piwsl.upstream.run_start import exact_timestamps
 
 #: seconds that other ranks wait for the requeue to end them
 WAIT_FOR_REQUEUE = 60
@@ -30,16 +32,22 @@ WAIT_FOR_REQUEUE = 60
 class Runner(_cli.Runner):
     """Trains (or predicts with) one config, as a submitit job or in this process."""
 
-    def __call__(self, config: dict[str, Any]) -> None:
-        """Run to the end, or to a checkpoint and a requeue where the job is preempted or out of time."""
+    def __call__(self, config: dict[str, Any]) -> str | None:
+        """Run to the end, or to a checkpoint and a requeue where the job is preempted or out of time.
+
+        Returns:
+            The `timestamp_id` of a run that a signal has ended after a checkpoint.
+        """
         from fairchem.core.common import distutils
         from fairchem.core.common.utils import new_trainer_context
 
         config = prepare(config)
         signals = _Signals()
         try:
-            with new_trainer_context(config=config) as context:
+            with exact_timestamps(), new_trainer_context(config=config) as context:
                 self.config, self.task, self.trainer = context.config, context.task, context.trainer
+                if config["mode"] == "train" and not config.get("timestamp_id"):
+                    refuse_taken_name(self.trainer.config["cmd"])
                 with reading_without_code(self.trainer):
                     self.task.setup(self.trainer)
                 with signals.caught_for(self.trainer):
@@ -48,9 +56,11 @@ class Runner(_cli.Runner):
             distutils.cleanup()
             logging.info(f"{stop}; checkpoint saved in {self.trainer.config['cmd']['checkpoint_dir']}")
             signals.give_up_job()
+            return self.trainer.timestamp_id
         finally:
             close_datasets(getattr(self, "trainer", None))
             distutils.cleanup()  # upstream leaves its process group behind where training raises
+        return None
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
         """For submitit's requeue: the same config, which finds its checkpoint by its timestamp_id."""
@@ -60,9 +70,9 @@ class Runner(_cli.Runner):
         return DelayedSubmission(Runner(), *args, **kwargs)
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: dict[str, Any]) -> str | None:
     """`Runner` as a function, for ranks that are spawned."""
-    Runner()(config)
+    return Runner()(config)
 
 
 def prepare(config: dict[str, Any]) -> dict[str, Any]:
@@ -70,18 +80,27 @@ def prepare(config: dict[str, Any]) -> dict[str, Any]:
     config = {**config, "submit": False}  # upstream's submit branch insists on NCCL and a GPU
     config["world_size"] = join_ranks(config["world_size"])
     own = own_checkpoint(config)
-    if own is not None and own.is_file():
+    if own is not None:
+        check_same_run(config, own, config["world_size"])
         config["checkpoint"] = str(own)
     if "SLURM_JOB_ID" in os.environ:
         config["slurm"] = {**(config.get("slurm") or {}), "job_id": job_id()}
     return config
 
 
-def own_checkpoint(config: dict[str, Any]) -> Path | None:
-    """Where a training keeps its checkpoint, known once it has a timestamp_id."""
-    if config.get("mode") != "train" or not config.get("timestamp_id"):
-        return None
-    return Path(config.get("run_dir", "./")) / "checkpoints" / config["timestamp_id"] / "checkpoint.pt"
+def refuse_taken_name(command: dict[str, Any]) -> None:
+    """Let no run that was given its name by the clock go on from another run's checkpoint."""
+    if os.path.exists(os.path.join(command["checkpoint_dir"], "checkpoint.pt")):
+        raise UserError(
+            f"--run-dir has a run {command['timestamp_id']} already, of the same time: start again, or give "
+            "--timestamp-id."
+        )
+
+
+def rank_count(world_size: int) -> int:
+    """Number of ranks: of `srun` (submitit uses it too) where it has started this process, else as asked for."""
+    tasks = int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
+    return tasks if tasks > 1 else world_size
 
 
 def join_ranks(world_size: int) -> int:
@@ -92,8 +111,8 @@ def join_ranks(world_size: int) -> int:
     from fairchem.core.common import distutils
 
     environment = os.environ
-    tasks = int(environment.get("SLURM_NTASKS", 1)) if "SLURM_STEP_ID" in environment else 1
-    if tasks > 1:
+    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        tasks = rank_count(world_size)
         environment["RANK"], environment["LOCAL_RANK"] = (
             environment["SLURM_PROCID"],
             environment["SLURM_LOCALID"],
@@ -152,7 +171,6 @@ class _Signals:
     def give_up_job(self) -> None:
         """After the checkpoint: requeue the job where there is one; does not return then."""
         if "SLURM_JOB_ID" not in os.environ:
-            logging.info("to continue, run the same command again with --timestamp-id of this run")
             return
         if int(os.environ.get("SLURM_PROCID", 0)) > 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -13,19 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fairchem_piwsl.config import read_config, with_overrides
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import file_name
 from fairchem_piwsl.jobs.command_line import grid, with_flags
-from fairchem_piwsl.jobs.python_command import patient_python
+from fairchem_piwsl.jobs.python_command import python_ignoring_usr2
 from fairchem_piwsl.jobs.runner import Runner
+from fairchem_piwsl.upstream.run_start import run_name
 
 #: a job that reaches its time limit is queued again at most this often
 MAX_TIMEOUTS = 1000
 
 
 def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
-    """One config for each file, method and seed, each with a run name that no other has."""
+    """One config for each file, method and seed, each with a run name that no other has.
+
+    Where there are several, `args.timestamp_id` becomes the one that the same command continues them with.
+    """
     for path in args.config_yml:
         if not path.exists():
             raise UserError(f"config {path} does not exist: check --config-yml; an override is --key=value.")
@@ -36,8 +42,8 @@ def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[s
         config = with_flags(bases[path, method], argparse.Namespace(**{**vars(args), "seed": seed}))
         config = with_overrides(config, overrides)
         members = grid(config, args.sweep_yml) if args.sweep_yml else [config]
-        parts = [path.stem] if len(args.config_yml) > 1 else []
-        parts += [Path(method).stem] if len(args.method or ()) > 1 else []
+        parts = [file_name(path.stem)] if len(args.config_yml) > 1 else []
+        parts += [file_name(Path(method).stem)] if len(args.method or ()) > 1 else []
         parts += [f"seed{seed}"] if args.seeds else []
         for member in members:
             member["identifier"] = "-".join([part for part in [member["identifier"], *parts] if part])
@@ -46,21 +52,22 @@ def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[s
     if several or args.submit:
         # Upstream takes the time of the job's start, which the jobs of an array share; and a job that starts
         # again must find its name in the config.
-        base = args.timestamp_id or time.strftime("%Y-%m-%d-%H-%M-%S")
+        named = bool(args.timestamp_id) and not several
+        args.timestamp_id = args.timestamp_id or run_name()
         for index, config in enumerate(configs):
-            number = [str(index)] if several else []
-            named = [] if args.timestamp_id and not several else [config["identifier"]]
-            config["timestamp_id"] = "-".join([p for p in [base, *named, *number] if p])
+            parts = [args.timestamp_id, "" if named else config["identifier"], str(index) if several else ""]
+            config["timestamp_id"] = "-".join(part for part in parts if part)
     return configs
 
 
 def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[submitit.Job[Any]]:
     """Send the configs to SLURM, as a job array where there are several."""
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            "--submit needs the command 'sbatch', which is not on this machine; "
-            "log in to the cluster or leave --submit out."
-        )
+    for program in ("sbatch", "srun"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"--submit needs the command '{program}', which is not on this machine; log in to the cluster or "
+                "leave --submit out."
+            )
     options = dict(configs[0].get("slurm") or {})
     timeouts = int(options.pop("max_timeouts", MAX_TIMEOUTS))
     own = {
@@ -72,7 +79,7 @@ def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[subm
         folder=args.logdir / "%j",
         cluster="slurm",
         slurm_max_num_timeout=timeouts,
-        slurm_python=patient_python(),
+        slurm_python=python_ignoring_usr2(),
     )
     parameters = {
         "name": args.identifier or "piwsl",
@@ -88,13 +95,30 @@ def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[subm
         "slurm_additional_parameters": options,
         **{f"slurm_{name}": value for name, value in own.items()},
     }
+    mark = f"# sent as {run_name()}"
+    parameters["slurm_setup"] = [mark, *own.get("setup", [])]
     executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
     for config in configs:
         # without "folder": upstream would rewrite the job's pickle in place to store a name it has already
         config["slurm"] = copy.deepcopy(executor.parameters)
-    jobs = executor.map_array(Runner(), configs)
+    new = not args.logdir.exists()
+    try:
+        jobs = executor.map_array(Runner(), configs)
+    except (FailedJobError, FailedSubmissionError) as error:
+        _remove_unsent(args.logdir, mark, new)
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise UserError(f"sbatch did not take the job ({reason}): correct the --slurm flags.") from None
     _log(args.logdir, jobs, configs)
     return jobs
+
+
+def _remove_unsent(folder: Path, mark: str, new: bool) -> None:
+    """Delete what submitit wrote for jobs that were refused; its files hold the mark of these jobs alone."""
+    for path in [*folder.glob("*.pkl"), *folder.glob(".submission_file_*.sh")]:
+        if mark.encode() in path.read_bytes():
+            path.unlink()
+    if new and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _log(folder: Path, jobs: list[submitit.Job[Any]], configs: list[dict[str, Any]]) -> None:

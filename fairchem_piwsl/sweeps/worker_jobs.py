@@ -17,7 +17,7 @@ from submitit.core.utils import FailedSubmissionError
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
-from fairchem_piwsl.jobs.python_command import patient_python
+from fairchem_piwsl.jobs.python_command import python_ignoring_usr2
 from fairchem_piwsl.sweeps.folder import LAUNCH, read_launch
 from fairchem_piwsl.sweeps.heartbeat import STOP, running_workers
 from fairchem_piwsl.sweeps.sweep_file import Sweep
@@ -114,7 +114,7 @@ def slurm_executor(folder: Path, sweep: Sweep) -> submitit.AutoExecutor:
         folder=folder / "jobs" / "%j",
         cluster="slurm",
         slurm_max_num_timeout=timeouts,
-        slurm_python=patient_python(),
+        slurm_python=python_ignoring_usr2(),
     )
     try:
         executor.update_parameters(**parameters)

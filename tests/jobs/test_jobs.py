@@ -16,8 +16,9 @@ import torch
 from helpers_cluster import make_config, write_config
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs import launch, runner
 from fairchem_piwsl.jobs.command_line import read_arguments
-from fairchem_piwsl.jobs.python_command import patient_python
+from fairchem_piwsl.jobs.python_command import python_ignoring_usr2
 from fairchem_piwsl.jobs.runner import join_ranks, prepare
 from fairchem_piwsl.jobs.submission import build_configs, submit
 
@@ -61,7 +62,7 @@ def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "logs").exists()
 
 
-def test_own_checkpoint_comes_before_a_given_one(tmp_path: Path) -> None:
+def test_own_checkpoint_comes_before_a_given_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {
         "mode": "train",
         "timestamp_id": "r",
@@ -69,12 +70,16 @@ def test_own_checkpoint_comes_before_a_given_one(tmp_path: Path) -> None:
         "checkpoint": "other.pt",
         "world_size": 1,
     }
+    compared = []
+    monkeypatch.setattr(runner, "check_same_run", lambda config, own, ranks: compared.append((own, ranks)))
     assert prepare(config)["checkpoint"] == "other.pt"
+    assert compared == []
     own = tmp_path / "checkpoints" / "r" / "checkpoint.pt"
     own.parent.mkdir(parents=True)
     own.touch()
     assert prepare(config)["checkpoint"] == str(own)
     assert config["checkpoint"] == "other.pt"
+    assert compared == [(own, 1)]
 
 
 def test_ranks_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +106,7 @@ def test_ranks_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_python_of_jobs_survives_an_early_signal() -> None:
     code = "import os, signal, sys; os.kill(os.getpid(), signal.SIGUSR2); print(sys.argv[1])"
-    shell = f"{patient_python()} -c {shlex.quote(code)} alive"
+    shell = f"{python_ignoring_usr2()} -c {shlex.quote(code)} alive"
     assert subprocess.run(shell, shell=True, capture_output=True, text=True).stdout == "alive\n"
 
 
@@ -143,7 +148,7 @@ def test_two_ranks_train_like_one_and_stop_together(tmp_path: Path) -> None:
         time.sleep(0.1)
     time.sleep(0.3)  # the process that holds has written its number by now
     os.kill(int((held.parent / "holder").read_text()), signal.SIGUSR2)
-    assert interrupted.wait() == 0
+    assert interrupted.wait() == launch.STOPPED
     assert load(tmp_path, "interrupted")["step"] == 3
     assert run_main(tmp_path, two, "interrupted", 2).wait() == 0
     assert [process.wait() for process in others] == [0, 0]

@@ -1,0 +1,158 @@
+"""Which checkpoint a run goes on from, and whether the run is still the same.
+
+A run resumes when it is asked to: by `--checkpoint`, or by the `--timestamp-id` of a run that has a checkpoint, as
+a job does that SLURM queues again. Under its own name it must be the same run; with `--checkpoint` it may differ,
+and says in what.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training.checkpoint_files import load_weights, read_checkpoint
+
+#: what a run may change when it goes on: its length, what it writes and when, how it loads
+MAY_CHANGE = (
+    "optim.max_epochs", "optim.eval_every", "optim.checkpoint_every", "optim.eval_batch_size", "optim.num_workers"
+)  # fmt: skip
+#: blocks of a checkpoint's config that say what is trained, and on what, and how a user's config calls them
+COMPARED = {
+    "model": "model",
+    "optim": "optim",
+    "loss_functions": "loss_functions",
+    "outputs": "outputs",
+    "dataset": "dataset.train",
+    "val_dataset": "dataset.val",
+}
+#: to be told of at most so many differences
+MAX_SHOWN = 8
+
+
+def own_checkpoint(config: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that a training of this name has left; none where it has no name or left nothing."""
+    if config.get("mode") != "train" or not config.get("timestamp_id"):
+        return None
+    path = Path(config.get("run_dir", "./")) / "checkpoints" / config["timestamp_id"] / "checkpoint.pt"
+    return path if path.is_file() else None
+
+
+def is_finished(config: Mapping[str, Any]) -> bool:
+    """Whether the run of this name has nothing left to train."""
+    path = own_checkpoint(config)
+    return path is not None and read_checkpoint(path).get("epoch", 0) >= config["optim"]["max_epochs"]
+
+
+def check_start(config: Mapping[str, Any], ranks: int) -> None:
+    """Refuse what `config` cannot start from; log how it differs from the checkpoint of another run.
+
+    Args:
+        config: with the keys that `main.py` adds.
+        ranks: number of processes that the run will have.
+
+    Raises:
+        UserError: the checkpoint is no checkpoint, is of another model, holds weights alone where training is to
+            go on, or was left under the same name by a run with other settings.
+    """
+    own = own_checkpoint(config)
+    path = own or config.get("checkpoint")
+    if path is None:
+        return
+    key = "--timestamp-id" if own else "--checkpoint"
+    checkpoint = read_checkpoint(path, key=key)
+    if config["mode"] == "train" and "optimizer" not in checkpoint:
+        raise UserError(
+            f"{path} holds weights without optimizer and EMA, so training cannot be resumed from it; resume from "
+            "checkpoint.pt, or start anew from these weights with optim.finetune_from."
+        )
+    if own:
+        check_same_run(config, own, ranks)
+    elif config["mode"] == "train" and (found := differences(checkpoint, config, ranks)):
+        logging.warning(f"going on from {path} with other settings: {_listed(found)}")
+    check_weights(config["model"], checkpoint, path, key)
+
+
+def check_same_run(config: Mapping[str, Any], own: Path, ranks: int) -> None:
+    """Refuse a run under the name of one with other settings, whose checkpoint is `own`."""
+    found = differences(read_checkpoint(own, key="--timestamp-id"), config, ranks)
+    if found:
+        raise UserError(
+            f"--timestamp-id {config['timestamp_id']} names a run with other settings, in {own.parent}: "
+            f"{_listed(found)}. Repeat its settings to go on with it, or give another --timestamp-id for a new run "
+            f"(with --checkpoint {own}, to go on from there with the new settings)."
+        )
+
+
+def _listed(found: list[str]) -> str:
+    return "; ".join(found[:MAX_SHOWN]) + ("; ..." if len(found) > MAX_SHOWN else "")
+
+
+def check_weights(model: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Any, key: str) -> None:
+    """Refuse weights that do not fit the block `model`, before a trainer makes folders."""
+    from fairchem.core.common.registry import registry
+    from fairchem.core.common.utils import setup_imports
+
+    setup_imports()
+    arguments = copy.deepcopy(dict(model))
+    load_weights(registry.get_model_class(arguments.pop("name"))(**arguments), checkpoint, path, key)
+
+
+def differences(checkpoint: Mapping[str, Any], config: Mapping[str, Any], ranks: int) -> list[str]:
+    """What a checkpoint's run was given and `config` gives otherwise, one short text for each key."""
+    old, new = _settings(checkpoint["config"]), _settings(_as_in_checkpoint(config))
+    old["seed"], new["seed"] = checkpoint["config"].get("cmd", {}).get("seed"), config.get("seed")
+    old["amp"], new["amp"] = bool(checkpoint["config"].get("amp")), bool(config.get("amp"))
+    if "piwsl_resume" in checkpoint:
+        old["number of ranks"], new["number of ranks"] = len(checkpoint["piwsl_resume"]["random"]), ranks
+    return [
+        f"{key} was {_shown(old.get(key))} and is {_shown(new.get(key))}"
+        for key in sorted({*old, *new})
+        if not _same(key, old.get(key), new.get(key))
+    ]
+
+
+def _as_in_checkpoint(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as fairchem's trainer stores it, data sets apart and old layouts translated."""
+    from fairchem.core.common.utils import update_config
+
+    stored = copy.deepcopy({key: value for key, value in config.items() if key != "dataset"})
+    data = config.get("dataset") or {}
+    if isinstance(data, list):
+        data = dict(zip(("train", "val", "test"), data, strict=False))
+    stored["dataset"] = copy.deepcopy(data.get("train") or {})
+    stored["val_dataset"] = copy.deepcopy(data.get("val") or {})
+    stored.setdefault("task", {})
+    return update_config(stored)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what is compared."""
+    leaves = (leaf for block, name in COMPARED.items() for leaf in _leaves(config.get(block), name))
+    return {key: value for key, value in leaves if key not in MAY_CHANGE}
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, below in value.items():
+            yield from _leaves(below, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, below in enumerate(value):
+            yield from _leaves(below, f"{key}.{index}")
+    elif value is not None:
+        yield key, value
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    if old == new or (key.startswith("outputs.") and new is None):
+        return True  # fairchem's trainer adds to `outputs`
+    if ".src" in key and isinstance(old, str) and isinstance(new, str):
+        return Path(old).resolve() == Path(new).resolve()
+    return False
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)
