@@ -88,3 +88,8 @@ def slow(config: Mapping[str, Any], report: Any) -> None:
         time.sleep(0.05)
         report(step, {"error": config["optim"]["lr_initial"]})
     note(config, "end")
+
+
+def fails(config: Mapping[str, Any], report: Any) -> None:
+    """Raises whatever its settings."""
+    raise ValueError("no such model")

@@ -230,9 +230,13 @@ def counts(study: optuna.Study) -> dict[str, int]:
     return result
 
 
+def completed(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that came to their end with a value."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The best completed trial, or the Pareto front; empty before the first completed trial."""
-    done: list[Any] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if not done:
+    if not completed(study):
         return []
     return [study.best_trial] if len(study.directions) == 1 else study.best_trials

@@ -5,58 +5,70 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import optuna
+from matplotlib.figure import Figure
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
-from fairchem_piwsl.sweeps.study import SLOT, slots
+from fairchem_piwsl.sweeps.study import SLOT, completed, slots
 
 DONE, BEST, LOST = "#4477aa", "#cc3311", "#999999"
+#: half of the height of a value axis is at least this part of the values: fewer digits than that are noise
+LEAST_SPREAD = 2e-4
+
+
+def figures(study: optuna.Study, names: Sequence[str]) -> dict[str, Figure]:
+    """All figures that this study has trials for, by name; `names` are those of a trial's values."""
+    found = {
+        "history": history(study, names),
+        "importance": importance(study, names),
+        "slices": slices(study, names),
+        "pareto": pareto(study, names),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _value_axis(axis: Any, values: Sequence[float], name: str, which: str = "y") -> None:
+    """An axis on which values can be read: logarithmic over decades, and never as offsets from a long number."""
+    low, high, middle = min(values), max(values), (min(values) + max(values)) / 2
+    if low > 0 and high / low > 20:
+        axis.set(**{f"{which}scale": "log"})
+    else:
+        axis.ticklabel_format(axis=which, useOffset=False)
+        least = LEAST_SPREAD * abs(middle)
+        if high - low < 2 * least:
+            axis.set(**{f"{which}lim": (middle - least, middle + least)})
+    axis.set(**{f"{which}label": name})
 
 
 def history(study: optuna.Study, names: Sequence[str]) -> Figure:
     """Values by trial with the best so far; pruned and failed trials stand at the lower edge."""
     latest = slots(study)
-    figure, axes = plt.subplots(len(names), 1, figsize=(6.4, 3.2 * len(names)), squeeze=False)
-    for index, (name, axis) in enumerate(zip(names, axes[:, 0], strict=True)):
+    figure = Figure(figsize=(6.4, 3.2 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+    for index, (name, axis) in enumerate(zip(names, axes, strict=True)):
         done = [(slot, t.values[index]) for slot, t in latest.items() if t.state == TrialState.COMPLETE]
         if done:
             x, y = np.array(done, dtype=float).T
-            lower = study.directions[index].name == "MINIMIZE"
+            best = np.minimum if study.directions[index].name == "MINIMIZE" else np.maximum
             axis.plot(x, y, "o", color=DONE, ms=5, label="completed")
-            axis.step(
-                x, (np.minimum if lower else np.maximum).accumulate(y), where="post", color=BEST, label="best"
-            )
-            if y.min() > 0 and y.max() / y.min() > 20:
-                axis.set_yscale("log")
-        for state, marker in ((TrialState.PRUNED, "|"), (TrialState.FAIL, "x")):
+            axis.step(x, best.accumulate(y), where="post", color=BEST, label="best")
+            _value_axis(axis, y, name)
+        for state, marker, label in ((TrialState.PRUNED, "|", "pruned"), (TrialState.FAIL, "x", "failed")):
             others = [slot for slot, trial in latest.items() if trial.state == state]
             if others:
-                label = "pruned" if state == TrialState.PRUNED else "failed"
-                axis.plot(
-                    others,
-                    [0.03] * len(others),
-                    marker,
-                    color=LOST,
-                    transform=axis.get_xaxis_transform(),
-                    label=label,
-                )
+                edge = axis.get_xaxis_transform()
+                axis.plot(others, [0.03] * len(others), marker, color=LOST, transform=edge, label=label)
         axis.set(xlabel="trial", ylabel=name)
-        if axis.get_legend_handles_labels()[0]:
+        if axis.lines:
             axis.legend(fontsize="small")
-    figure.tight_layout()
     return figure
 
 
 def importances(study: optuna.Study, index: int = 0) -> dict[str, float]:
     """Share of each parameter in reaching the best tenth of the trials (PED-ANOVA); empty with few trials."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    done = completed(study)
     if len(done) < 4:
         return {}
     target = None if len(study.directions) == 1 else (lambda trial: trial.values[index])
@@ -73,68 +85,63 @@ def importance(study: optuna.Study, names: Sequence[str]) -> Figure | None:
     if not all(found):
         return None
     keys = sorted(found[0], key=lambda key: found[0][key])
-    figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.45 * len(keys) * len(names)))
-    height = 0.8 / len(names)
+    figure = Figure(figsize=(6.4, 0.8 + 0.45 * len(keys) * len(names)), layout="constrained")
+    axis, height, at = figure.subplots(), 0.8 / len(names), np.arange(len(keys))
     for index, (name, shares) in enumerate(zip(names, found, strict=True)):
-        at = np.arange(len(keys)) + (index - (len(names) - 1) / 2) * height
-        axis.barh(
-            at, [shares.get(key, 0.0) for key in keys], height, label=name, color=[DONE, BEST][index % 2]
-        )
-    axis.set_yticks(np.arange(len(keys)), keys)
+        place = at + (index - (len(names) - 1) / 2) * height
+        widths = [shares.get(key, 0.0) for key in keys]
+        axis.barh(place, widths, height, label=name, color=[DONE, BEST][index % 2])
+    axis.set_yticks(at, keys)
     axis.set(xlabel="importance (PED-ANOVA)")
     if len(names) > 1:
         axis.legend(fontsize="small")
-    figure.tight_layout()
     return figure
 
 
 def slices(study: optuna.Study, names: Sequence[str]) -> Figure | None:
     """Values against each parameter, with the best trial marked."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    done = completed(study)
     keys = sorted({key for trial in done for key in trial.params})
     if not keys:
         return None
-    figure, axes = plt.subplots(
-        len(names), len(keys), figsize=(3.0 * len(keys) + 0.8, 2.9 * len(names)), squeeze=False, sharey="row"
-    )
+    figure = Figure(figsize=(3.0 * len(keys) + 0.8, 2.9 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), len(keys), squeeze=False, sharey="row")
     for row, name in enumerate(names):
-        lower = study.directions[row].name == "MINIMIZE"
-        best = (min if lower else max)(done, key=lambda trial: trial.values[row])
+        best = min if study.directions[row].name == "MINIMIZE" else max
         for axis, key in zip(axes[row], keys, strict=True):
-            _slice(axis, [t for t in done if key in t.params], best, key, row)
-        axes[row, 0].set_ylabel(name)
-    figure.tight_layout()
+            _slice(axis, done, best(done, key=lambda trial: trial.values[row]), key, row)
+        _value_axis(axes[row, 0], [trial.values[row] for trial in done], name)
     return figure
 
 
-def _slice(axis: Any, trials: list[FrozenTrial], best: FrozenTrial, key: str, row: int) -> None:
+def _slice(axis: Any, done: list[FrozenTrial], best: FrozenTrial, key: str, row: int) -> None:
+    trials = [trial for trial in done if key in trial.params]
     distribution = trials[0].distributions[key]
     choices = getattr(distribution, "choices", ())
-
-    def place(trial: FrozenTrial) -> Any:
-        return choices.index(trial.params[key]) if choices else trial.params[key]
-
+    for some, style in ((trials, {"marker": "o", "ms": 5, "color": DONE, "alpha": 0.7}),
+                        ([t for t in trials if t is best], {"marker": "*", "ms": 13, "color": BEST})):  # fmt: skip
+        places = [choices.index(t.params[key]) if choices else t.params[key] for t in some]
+        axis.plot(places, [t.values[row] for t in some], linestyle="", **style)
+    axis.set(xlabel=key.removeprefix("optim.piwsl."))
     if choices:
         axis.set_xticks(range(len(choices)), [str(choice) for choice in choices])
         axis.set_xlim(-0.5, len(choices) - 0.5)
-    axis.plot([place(t) for t in trials], [t.values[row] for t in trials], "o", ms=5, color=DONE, alpha=0.7)
-    if key in best.params:
-        axis.plot([place(best)], [best.values[row]], "*", ms=13, color=BEST)
-    if getattr(distribution, "log", False):
+    elif getattr(distribution, "log", False):
         axis.set_xscale("log")
-    values = [t.values[row] for t in trials]
-    if min(values) > 0 and max(values) / min(values) > 20:
-        axis.set_yscale("log")
-    axis.set_xlabel(key.removeprefix("optim.piwsl."))
+    else:
+        axis.ticklabel_format(axis="x", useOffset=False)
+        axis.locator_params(axis="x", nbins=4)
 
 
 def pareto(study: optuna.Study, names: Sequence[str]) -> Figure | None:
     """The first two values against each other, with the front."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    done = completed(study)
     if len(names) < 2 or not done:
         return None
-    figure, axis = plt.subplots(figsize=(5.2, 4.0))
-    axis.plot([t.values[0] for t in done], [t.values[1] for t in done], "o", color=DONE, label="completed")
+    figure = Figure(figsize=(5.2, 4.0), layout="constrained")
+    axis = figure.subplots()
+    x, y = ([trial.values[index] for trial in done] for index in (0, 1))
+    axis.plot(x, y, "o", color=DONE, label="completed")
     front = sorted(study.best_trials, key=lambda trial: trial.values[0])
     axis.plot(
         [t.values[0] for t in front], [t.values[1] for t in front], "*-", ms=11, color=BEST, label="front"
@@ -142,7 +149,7 @@ def pareto(study: optuna.Study, names: Sequence[str]) -> Figure | None:
     for trial in front:
         place = (trial.values[0], trial.values[1])
         axis.annotate(str(trial.user_attrs[SLOT]), place, xytext=(5, 5), textcoords="offset points")
-    axis.set(xlabel=names[0], ylabel=names[1])
+    _value_axis(axis, x, names[0], "x")
+    _value_axis(axis, y, names[1])
     axis.legend(fontsize="small")
-    figure.tight_layout()
     return figure

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from helpers_cluster import make_config, write_lmdb
@@ -22,6 +25,7 @@ from fairchem_piwsl.sweeps import launcher
 from fairchem_piwsl.sweeps.reporter import failure_reason
 from fairchem_piwsl.sweeps.results import best_config, open_sweep, summary
 from fairchem_piwsl.sweeps.study import REASON, counts, slots
+from fairchem_piwsl.sweeps.sweep_figures import figures
 from fairchem_piwsl.sweeps.sweep_report import write_report
 
 
@@ -164,6 +168,89 @@ def test_mistakes_come_before_anything_is_written(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="holds no sweep"):
         launcher.resume(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"trials": -1}, {"workers": 0}, {"trials": 1}, {"executor": "sge"}])
+def test_a_refused_resume_changes_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = start(tmp_path, sweep_content(trials=2))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError):
+        launcher.resume(folder, **change)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert counts(open_sweep(folder)[1])["complete"] == 2
+
+
+@pytest.mark.parametrize("storage", ["journal", "sqlite:///{}/study.db"])
+def test_a_failing_sbatch_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
+) -> None:
+    for name in ("sbatch", "srun", "squeue", "scancel"):
+        command = tmp_path / "bin" / name
+        command.parent.mkdir(exist_ok=True)
+        command.write_text("#!/bin/sh\necho 'invalid partition specified: gpu' >&2; exit 1\n")
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    content = sweep_content(trials=2, job={"slurm_partition": "gpu"}, storage=storage.format(tmp_path))
+    for workers in (1, 2):
+        with pytest.raises(UserError, match="invalid partition specified: gpu"):
+            start(tmp_path, content, "slurm", workers=workers)
+        assert not (tmp_path / "out").exists()
+    assert counts(open_sweep(start(tmp_path, content))[1])["complete"] == 2
+    # a resume that fails leaves the sweep as it was, but for the slots it was given
+    with pytest.raises(UserError, match="invalid partition"):
+        launcher.resume(tmp_path / "out", "slurm", trials=4)
+    launcher.resume(tmp_path / "out", "debug")
+    assert counts(open_sweep(tmp_path / "out")[1])["complete"] == 4
+
+
+def test_all_trials_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fairchem_piwsl.cli import main
+
+    path = write_sweep(tmp_path / "in", sweep_content("fails", trials=2))
+    arguments = ["sweep", "start", str(path), "--folder", str(tmp_path / "out"), "--executor", "debug"]
+    monkeypatch.setattr(sys, "argv", ["piwsl", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert f"piwsl: all 2 trials of {tmp_path / 'out'} that ran have failed" in lines[-1]
+    assert "ValueError: no such model" in lines[-1]
+    assert counts(open_sweep(tmp_path / "out")[1])["fail"] == 2
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: the base config does not fit."""
+    base = {"optim": {"lr_initial": 0.1}, "notes": "x" * 100_000}
+    path = write_sweep(tmp_path / "in", sweep_content(), base)
+    command = ["sweep", "start", str(path), "--folder", str(tmp_path / "new" / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "fairchem_piwsl.cli", *command],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert re.search(r"^piwsl: .*base\.yml: File too large; .*free space", done.stderr, re.M)
+    assert not (tmp_path / "new").exists()
+
+
+def test_figures_of_near_values_have_no_offset(tmp_path: Path) -> None:
+    """51234.5 + 0.001 x and the like cannot be read; equal values and those over decades are drawn as well."""
+    for values in ([51234.5, 51234.501, 51234.502], [0.25] * 3, [1e-5, 1.0, 30.0], [0.1, 0.2, 0.3]):
+        study = optuna.create_study()
+        for slot, value in enumerate(values):
+            trial = study.ask({"x": optuna.distributions.FloatDistribution(0.01, 0.010001)})
+            trial.set_user_attr("slot", slot)
+            study.tell(trial, value)
+        for figure in figures(study, ["error"]).values():
+            figure.savefig(tmp_path / "figure.png")
+            for axis in (which for axes in figure.axes for which in (axes.xaxis, axes.yaxis)):
+                assert "+" not in axis.get_offset_text().get_text()
+                labels = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
+                assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize(
