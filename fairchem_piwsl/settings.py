@@ -9,19 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from ase import units
-
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.units import kcal_in
 
 EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
-
-#: One energy unit of the labels, in kcal/mol. The paper's coefficients hold for kcal/mol.
-KCAL_PER_MOL: dict[str, float] = {
-    "eV": units.mol / units.kcal,
-    "kcal/mol": 1.0,
-    "kJ/mol": units.kJ / units.kcal,
-    "Hartree": units.Hartree * units.mol / units.kcal,
-}
 
 
 @dataclass(frozen=True)
@@ -149,8 +140,8 @@ class PIWSLSettings:
 
     @property
     def kcal_per_label_unit(self) -> float:
-        """One energy unit of the labels in kcal/mol."""
-        return KCAL_PER_MOL[self.energy_unit]
+        """One energy unit of the labels in kcal/mol, for which the paper's coefficients hold."""
+        return kcal_in(self.energy_unit)
 
     def ramp(self, step: int) -> float:
         """Factor on the weak weights at a training step (counted from 1), 0 where they are not evaluated."""

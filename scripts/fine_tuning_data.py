@@ -17,11 +17,12 @@ from ase.io import write
 
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
-from fairchem_piwsl.datasets.published.plans import PAPER, Request
+from fairchem_piwsl.datasets.published.paper_splits import Request
+from fairchem_piwsl.datasets.published.plans import PAPER
 from fairchem_piwsl.datasets.readers import Source
-from fairchem_piwsl.datasets.structure import Structure
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.units import ENERGY_UNITS, unit_name
+from fairchem_piwsl.structures import Labelled
+from fairchem_piwsl.units import ENERGY_UNITS, energy_unit
 
 XTB = Path(__file__).with_name("xtb_trajectories.py")
 
@@ -54,7 +55,7 @@ def prepare_labels(
     sources = folder / "sources"
     if not (sources / f"train_seed{seed}.extxyz").exists():
         _write_sources(files, sources, split, seed)
-    unit = "kcal/mol" if _names_its_unit(files) else unit_name(units)
+    unit = "kcal/mol" if _names_its_unit(files) else energy_unit(units)
     out = folder / f"seed{seed}" / f"{name}_{size}"
     prepare(
         out=out,
@@ -122,7 +123,7 @@ def _run_xtb(start: Path, out: Path, dynamics: Mapping[str, Any]) -> None:
 
 
 def _names_its_unit(files: Sequence[Path]) -> bool:
-    return any("e_unit" in np.load(file, allow_pickle=True).files for file in files)
+    return any("e_unit" in np.load(file, allow_pickle=False).files for file in files)
 
 
 def _write_sources(files: Sequence[Path], folder: Path, split: Mapping[str, int], seed: int) -> None:
@@ -148,7 +149,7 @@ def _write_sources(files: Sequence[Path], folder: Path, split: Mapping[str, int]
             unfinished.replace(path)
 
 
-def _read(sources: Sequence[Source], indices: np.ndarray) -> list[Structure]:
+def _read(sources: Sequence[Source], indices: np.ndarray) -> list[Labelled]:
     """Structures of concatenated sources."""
     starts = np.cumsum([0, *(source.count() for source in sources)])
     found = []
@@ -158,8 +159,8 @@ def _read(sources: Sequence[Source], indices: np.ndarray) -> list[Structure]:
     return found
 
 
-def _atoms(structure: Structure, forces: bool) -> Atoms:
-    atoms = Atoms(structure.numbers, structure.positions)
+def _atoms(structure: Labelled, forces: bool) -> Atoms:
+    atoms = structure.atoms.copy()
     unit = ENERGY_UNITS["kcal/mol"]
     labels = {"energy": structure.energy / unit, **({"forces": structure.forces / unit} if forces else {})}
     atoms.calc = SinglePointCalculator(atoms, **labels)

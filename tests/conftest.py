@@ -22,11 +22,10 @@ from fairchem.core.common.utils import setup_imports
 from torch_geometric.data import Data
 
 import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces`
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 # Tests compare runs in this process and in others bit for bit: all of them have to use one thread.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-KCAL_PER_MOL = 0.0433641
 
 MODELS: dict[str, dict[str, Any]] = {
     "painn": dict(name="painn", hidden_channels=16, num_layers=2, num_rbf=16, cutoff=5.0, max_neighbors=20),

@@ -13,9 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
+from fairchem_piwsl.units import kcal_in
+
 CASE_D = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.025}
 #: one eV in kcal/mol
-EV = 23.060548
+EV = kcal_in("eV")
 
 
 def trainer_at_step(

@@ -18,6 +18,7 @@ import yaml
 from conftest import labelled_molecules, make_config
 
 from fairchem_piwsl.jobs import launch
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 MAIN = Path(__file__).parents[1] / "main.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -277,7 +278,7 @@ def test_calculator_with_the_plugin(run, tmp_path):
     assert found["forces"].shape == (6, 3)
     assert np.isfinite(found["forces"]).all()
     file = torch.load(run["checkpoints"] / "best_checkpoint.pt", weights_only=False)
-    assert file["normalizers"]["energy"]["rmsd"] == pytest.approx(0.0433641)
+    assert file["normalizers"]["energy"]["rmsd"] == pytest.approx(KCAL_PER_MOL)
     # energies of a few eV at most, as the labels: not kcal/mol
     labels = np.array([atoms.get_potential_energy() for atoms in labelled_molecules(3)])
     assert abs(found["energy"]) < 50 * np.abs(labels).max()

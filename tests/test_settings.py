@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.settings import KCAL_PER_MOL, PIWSLSettings
+from fairchem_piwsl.settings import EnergyUnit, PIWSLSettings
+from fairchem_piwsl.units import kcal_in
 
 NAMES = [field.name for field in fields(PIWSLSettings)]
 
@@ -245,13 +247,13 @@ def test_energy_units_against_ase():
         "kJ/mol": units.kJ / units.mol,
         "Hartree": units.Ha,
     }
-    assert in_ev.keys() == KCAL_PER_MOL.keys()
+    assert set(in_ev) == set(get_args(EnergyUnit))
     for name, value in in_ev.items():
-        assert np.isclose(KCAL_PER_MOL[name] * units.kcal / units.mol, value, rtol=1e-12)
-        assert settings(energy_unit=name).kcal_per_label_unit == KCAL_PER_MOL[name]
+        assert np.isclose(kcal_in(name) * units.kcal / units.mol, value, rtol=1e-12)
+        assert settings(energy_unit=name).kcal_per_label_unit == kcal_in(name)
 
 
 def test_energy_units_against_numbers_of_the_textbook():
-    assert np.isclose(KCAL_PER_MOL["eV"], 23.0605, rtol=1e-5)
-    assert np.isclose(KCAL_PER_MOL["Hartree"], 627.509, rtol=1e-5)
-    assert np.isclose(KCAL_PER_MOL["kJ/mol"], 1 / 4.184, rtol=1e-9)
+    assert np.isclose(kcal_in("eV"), 23.0605, rtol=1e-5)
+    assert np.isclose(kcal_in("Hartree"), 627.509, rtol=1e-5)
+    assert np.isclose(kcal_in("kJ/mol"), 1 / 4.184, rtol=1e-9)

@@ -19,10 +19,12 @@ from fairchem_piwsl.analysis.error_metrics import (
     unit_of,
 )
 from fairchem_piwsl.analysis.potential import Potential, Prediction, load_potentials
+from fairchem_piwsl.datasets.element_references import composition, fit_references
+from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_result
 from fairchem_piwsl.report import figures
-from fairchem_piwsl.structures import Labelled, read_labelled
+from fairchem_piwsl.structures import Labelled
 from fairchem_piwsl.units import ENERGY_UNITS
 
 MOST_COMPOSITIONS = 12
@@ -161,12 +163,8 @@ def relative_energies(structures: Sequence[Labelled], predicted: np.ndarray) -> 
 
 def _element_fit(structures: Sequence[Labelled], energy: np.ndarray) -> np.ndarray:
     """Sums [S] of one energy per element, by least squares to `energy` [S] where that is known."""
-    elements = sorted({int(number) for item in structures for number in item.atoms.numbers})
-    counts = np.array(
-        [[(item.atoms.numbers == z).sum() for z in elements] for item in structures], dtype=float
-    )
-    known = np.isfinite(energy)
-    return np.asarray(counts @ np.linalg.lstsq(counts[known], energy[known], rcond=None)[0])
+    counts = np.array([composition(item.atoms.numbers) for item in structures])
+    return np.asarray(counts @ fit_references(counts, energy))
 
 
 def plot_parity(

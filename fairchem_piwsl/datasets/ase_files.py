@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import ase.db
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import iread
+from ase.io.formats import open_with_compression
 from ase.io.trajectory import Trajectory
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.units import unit_in_ev
+from fairchem_piwsl.units import ENERGY_UNITS, energy_unit
 
-_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 _TOTAL_ENERGY = re.compile(r"total\s+energy\s*[=:]\s*([-+0-9.eEdD]+)\s*([A-Za-z/]+)?")
 
 
@@ -78,7 +75,7 @@ class ExtxyzReader:
 
     def _blocks(self, path: Path, keep: Callable[[int], bool]) -> Iterator[tuple[int, str]]:
         frame = 0
-        with broken(path), _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+        with broken(path), open_with_compression(str(path)) as file:
             while True:
                 with broken(path, frame):
                     head = file.readline()
@@ -181,7 +178,7 @@ def read_xsf(text: str, path: Path) -> list[Atoms]:
     atoms = images[0]
     with broken(path, 0):
         energy = float(match.group(1).replace("D", "E").replace("d", "e"))
-    unit = unit_in_ev(match.group(2) or "eV")
+    unit = ENERGY_UNITS[energy_unit(match.group(2) or "eV", f"{path}: total energy in")]
     labels = {"energy": energy * unit}
     if atoms.calc is not None and "forces" in atoms.calc.results:
         labels["forces"] = atoms.calc.results["forces"] / units.Hartree * unit

@@ -7,46 +7,49 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.constraints import FixAtoms
 
-from fairchem_piwsl.datasets.structure import Structure, no_forces
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.units import unit_in_ev
+from fairchem_piwsl.structures import Labelled, no_forces
+from fairchem_piwsl.units import ENERGY_UNITS, LENGTH_UNITS, force_in_ev_per_angstrom
 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """Where the labels are and in which unit; forces are in `units` per Angstrom."""
+    """Where the labels are and in which units; the spellings are those of `fairchem_piwsl.units`."""
 
     units: str = "eV"
     energy_key: str | None = None
     forces_key: str | None = None
     no_forces: bool = False  # leave the forces out
+    length_units: str = "Angstrom"  # of positions and cell
+    force_units: str = ""  # empty: energy unit per length unit
+
+    @property
+    def of_forces(self) -> str:
+        """The unit of the forces."""
+        return self.force_units or f"{self.units}/{self.length_units}"
 
 
-def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Structure:
-    """Atoms with labels in `options.units` -> `Structure` in eV and eV/Angstrom.
+def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
+    """Atoms with labels in the units of `options` -> eV, eV/Angstrom and Angstrom.
 
     Forces are the raw ones, not projected on constraints, as upstream takes them.
     """
-    factor = unit_in_ev(options.units)
+    length = LENGTH_UNITS[options.length_units]
     energy = _find(atoms, options.energy_key or "energy")
     forces = None if options.no_forces else _find(atoms, options.forces_key or "forces")
     hint = ""
     if energy is None or (forces is None and not options.no_forces):
         hint = _candidates(atoms)
-    return Structure(
-        numbers=atoms.get_atomic_numbers(),
-        positions=atoms.get_positions(),
-        cell=np.asarray(atoms.cell.array, dtype=float),
-        pbc=np.array(atoms.pbc, dtype=bool),
-        energy=np.nan if energy is None else _scalar(energy, source) * factor,
-        forces=no_forces(len(atoms)) if forces is None else _vectors(forces, len(atoms), source) * factor,
-        source=source,
-        tags=atoms.get_tags(),
-        fixed=_fixed(atoms),
-        hint=hint,
-    )
+    energy = np.nan if energy is None else _scalar(energy, source) * ENERGY_UNITS[options.units]
+    if forces is not None:
+        forces = _vectors(forces, len(atoms), source) * force_in_ev_per_angstrom(options.of_forces)
+    bare = atoms.copy()
+    bare.calc = None
+    if length != 1:
+        bare.set_cell(bare.cell.array * length)
+        bare.positions *= length
+    return Labelled(bare, energy, no_forces(len(atoms)) if forces is None else forces, source, hint)
 
 
 def _find(atoms: Atoms, key: str) -> Any:
@@ -75,23 +78,24 @@ def _candidates(atoms: Atoms) -> str:
 
 
 def _scalar(value: Any, source: str) -> float:
-    array = np.asarray(value, dtype=float)
+    array = _numbers(value, source, "energy")
     if array.size != 1:
         raise UserError(f"{source}: the energy has shape {array.shape}; give one number for each structure.")
     return float(array.reshape(()))
 
 
 def _vectors(value: Any, n_atoms: int, source: str) -> np.ndarray:
-    array = np.asarray(value, dtype=float)
+    array = _numbers(value, source, "forces")
     if array.shape != (n_atoms, 3):
-        raise UserError(f"{source}: the forces have shape {array.shape} where ({n_atoms}, 3) is needed.")
+        raise UserError(
+            f"{source}: the forces have shape {array.shape} where ({n_atoms}, 3) is needed; correct the file, or "
+            f"name the right array by --forces-key."
+        )
     return array
 
 
-def _fixed(atoms: Atoms) -> np.ndarray:
-    """[N] 1 for atoms held by a `FixAtoms` constraint."""
-    fixed = np.zeros(len(atoms), dtype=int)
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            fixed[constraint.index] = 1
-    return fixed
+def _numbers(value: Any, source: str, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise UserError(f"{source}: the {what} {str(value)[:40]!r} is no number; correct the file.") from None

@@ -7,29 +7,39 @@ from ase.data import chemical_symbols
 
 from fairchem_piwsl.datasets.geometry import FINGERPRINT_TOLERANCE
 from fairchem_piwsl.datasets.records import Records
-from fairchem_piwsl.datasets.structure import Structure
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.structures import Labelled
 
 #: atoms nearer than this sit on top of each other, Angstrom (the bond of H2 is 0.74)
 MIN_DISTANCE = 0.2
 #: below this a structure is reported, Angstrom
 SHORT_DISTANCE = 0.5
+#: without a pair of atoms this near nothing interacts, Angstrom
+INTERACTING = 5.0
+#: float32 keeps 1e-3 Angstrom up to here
+MAX_POSITION = 1e4
 
 
-def check_structure(structure: Structure) -> None:
+def check_structure(structure: Labelled) -> None:
     """Refuse a structure that cannot be a configuration of atoms."""
-    where = structure.source
-    if len(structure) == 0:
+    where, atoms = structure.source, structure.atoms
+    if len(atoms) == 0:
         raise UserError(f"{where} has no atoms; leave it out.")
-    if not np.isfinite(structure.positions).all() or not np.isfinite(structure.cell).all():
+    if not np.isfinite(atoms.positions).all() or not np.isfinite(atoms.cell.array).all():
         raise UserError(f"{where} has positions or cell vectors that are no finite numbers; leave it out.")
-    if not (structure.numbers > 0).all() or structure.numbers.max() >= len(chemical_symbols):
+    if np.abs(atoms.positions).max() > MAX_POSITION:
+        raise UserError(
+            f"{where} has an atom at {np.abs(atoms.positions).max():.3g} Angstrom, where single precision loses "
+            f"the digits; move it near the origin or leave it out."
+        )
+    if not (atoms.numbers > 0).all() or atoms.numbers.max() >= len(chemical_symbols):
         raise UserError(f"{where} has atoms of no known element; give each a chemical symbol.")
-    if structure.pbc.all() and abs(np.linalg.det(structure.cell)) < 1e-6:
+    open_cell = not atoms.cell.array[atoms.pbc].any(axis=1).all()
+    if atoms.pbc.any() and (open_cell or abs(np.linalg.det(atoms.cell.complete().array)) < 1e-6):
         raise UserError(f"{where} is periodic but its cell has no volume; set the cell, or pbc to F F F.")
 
 
-def check_labels(structure: Structure, energy: bool = True, forces: bool = True) -> None:
+def check_labels(structure: Labelled, energy: bool = True, forces: bool = True) -> None:
     """Refuse infinite labels and, where `energy` or `forces` are needed, missing ones."""
     where, remedy = structure.source, f"{structure.hint}, or --allow-missing".lstrip(", ")
     if np.isinf(structure.energy) or np.isinf(structure.forces).any():
@@ -45,11 +55,16 @@ def check_labels(structure: Structure, energy: bool = True, forces: bool = True)
 
 
 def check_distance(shortest: float, where: str) -> None:
-    """Refuse atoms on top of each other."""
+    """Refuse atoms on top of each other, and structures without neighbours."""
     if shortest < MIN_DISTANCE:
         raise UserError(
             f"{where} has two atoms {shortest:.3f} Angstrom apart; leave it out, or convert "
-            f"positions that are not in Angstrom."
+            f"positions that are not in Angstrom (--length-units)."
+        )
+    if shortest > INTERACTING:
+        raise UserError(
+            f"{where} has no two atoms within {INTERACTING:g} Angstrom, so that a model has nothing to compute; leave "
+            f"it out (energies of free atoms may be given by --reference-file)."
         )
 
 

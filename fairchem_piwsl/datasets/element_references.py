@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from ase.data import chemical_symbols
+
+from fairchem_piwsl.errors import UserError
 
 #: upstream indexes the references by atomic number, 0 to 118
 N_ELEMENTS = 119
@@ -31,6 +35,18 @@ def fit_references(compositions: np.ndarray, energies: np.ndarray) -> np.ndarray
     if present.any():
         counts = compositions[labelled][:, present].astype(float)
         references[present] = np.linalg.lstsq(counts, energies[labelled], rcond=None)[0]
+    return references
+
+
+def given_references(energies: Mapping[int, float], elements: np.ndarray) -> np.ndarray:
+    """Energies of free atoms [119] in eV from atomic number -> energy; refuses if one of `elements` lacks."""
+    missing = [chemical_symbols[z] for z in elements if z not in energies]
+    if missing:
+        raise UserError(
+            f"--reference-file has no free atom of {', '.join(missing)}; add it, or leave the option out."
+        )
+    references = np.zeros(N_ELEMENTS)
+    references[list(energies)] = list(energies.values())
     return references
 
 

@@ -1,66 +1,60 @@
-"""Cells for molecules, shortest distances, and a fingerprint that finds duplicates."""
+"""Distances in a structure: the shortest, how long its bonds are, and a fingerprint that finds duplicates."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from ase import Atoms
+from ase.data import covalent_radii
 from ase.geometry import wrap_positions
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
-from fairchem_piwsl.datasets.structure import Structure
-
-#: between a molecule and its images, Angstrom: above twice the paper's largest cutoff (12)
-VACUUM = 30.0
-#: pairs closer than this enter the fingerprint of a periodic structure, Angstrom
-FINGERPRINT_RADIUS = 5.0
+#: pairs closer than this count in a periodic structure, Angstrom
+RADIUS = 5.0
 #: fingerprints that agree to this relative difference belong to one structure
 FINGERPRINT_TOLERANCE = 1e-6
+_NOBLE_GASES = (2, 10, 18, 36, 54, 86)
 
 
-def in_cell(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
-    """Positions [N, 3] and cell [3, 3] as upstream's periodic neighbour search needs them.
+class Distances(NamedTuple):
+    """What the distances between the atoms of one structure say."""
 
-    Along a direction without periodicity the structure is centred in a cell that leaves `VACUUM` to its
-    images; along the others the atoms are wrapped into the cell, which upstream's search takes for granted.
-    """
-    pbc = structure.pbc
-    if pbc.all():
-        return wrap_positions(structure.positions, structure.cell, pbc, eps=0), structure.cell
-    atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=pbc)
-    if not pbc.any():
-        atoms.set_cell(np.zeros((3, 3)))
-    atoms.center(vacuum=VACUUM / 2, axis=[axis for axis in range(3) if not pbc[axis]])
-    positions, cell = atoms.get_positions(), np.asarray(atoms.cell.array, dtype=float)
-    return wrap_positions(positions, cell, pbc, eps=0), cell
+    shortest: float  # Angstrom, inf without a pair
+    #: over the atoms, median of the nearest distance in sums of covalent radii; NaN where atoms do not bond
+    bond_ratio: float
+    #: [4]; does not change when a structure is moved, turned or mirrored or its atoms are reordered, and varies
+    #: smoothly with the positions
+    fingerprint: np.ndarray
 
 
-def closest(structure: Structure) -> tuple[float, np.ndarray]:
-    """Shortest interatomic distance (Angstrom, inf for one atom alone) and the fingerprint [4].
+def distances(atoms: Atoms) -> Distances:
+    """Distances between all atoms of a molecule, or within `RADIUS` in a periodic structure."""
+    numbers = atoms.numbers
+    if atoms.pbc.any():
+        cell = np.asarray(atoms.cell.complete().array)
+        i, j, d = _periodic_pairs(atoms.positions, cell, atoms.pbc, RADIUS)
+        weight = (1 - d / RADIUS) ** 2
+        # structure factors, for what lies further apart than the radius
+        phase = np.exp(2j * np.pi * atoms.positions @ np.linalg.inv(cell))
+        rest = [(np.abs(numbers @ phase) ** 2).sum(), abs(np.linalg.det(cell))]
+        terms = [weight.sum(), (weight * numbers[i].astype(float) * numbers[j]).sum(), *rest]
+    else:
+        i, j = np.triu_indices(len(atoms), k=1)
+        d = pdist(atoms.positions)
+        charge = numbers[i].astype(float) * numbers[j]
+        terms = [d.sum(), (d**2).sum(), (charge * d).sum(), (charge * d**2).sum()]
+    return Distances(float(d.min()) if len(d) else np.inf, _bond_ratio(numbers, i, j, d), np.array(terms))
 
-    The fingerprint does not change when a structure is moved, turned or mirrored or its atoms are reordered;
-    it varies smoothly with the positions.
-    """
-    if structure.pbc.any():
-        return _closest_periodic(structure)
-    i, j = np.triu_indices(len(structure), k=1)
-    d = pdist(structure.positions)
-    charge = structure.numbers[i].astype(float) * structure.numbers[j]
-    fingerprint = np.array([d.sum(), (d**2).sum(), (charge * d).sum(), (charge * d**2).sum()])
-    return float(d.min()) if len(d) else np.inf, fingerprint
 
-
-def _closest_periodic(structure: Structure) -> tuple[float, np.ndarray]:
-    cell = np.asarray(Atoms(cell=structure.cell).cell.complete().array)
-    i, j, d = _periodic_pairs(structure.positions, cell, structure.pbc, FINGERPRINT_RADIUS)
-    weight = (1 - d / FINGERPRINT_RADIUS) ** 2
-    charge = structure.numbers[i].astype(float) * structure.numbers[j]
-    # structure factors, for what lies further apart than the radius
-    phase = np.exp(2j * np.pi * structure.positions @ np.linalg.inv(cell))
-    factor = (np.abs(structure.numbers @ phase) ** 2).sum()
-    volume = abs(np.linalg.det(cell))
-    fingerprint = np.array([weight.sum(), (weight * charge).sum(), factor, volume])
-    return float(d.min()) if len(d) else np.inf, fingerprint
+def _bond_ratio(numbers: np.ndarray, i: np.ndarray, j: np.ndarray, d: np.ndarray) -> float:
+    ratio = d / (covalent_radii[numbers[i]] + covalent_radii[numbers[j]])
+    nearest = np.full(len(numbers), np.inf)
+    np.minimum.at(nearest, i, ratio)
+    np.minimum.at(nearest, j, ratio)
+    bonding = nearest[np.isfinite(nearest) & ~np.isin(numbers, _NOBLE_GASES)]
+    return float(np.median(bonding)) if len(bonding) else np.nan
 
 
 def _periodic_pairs(

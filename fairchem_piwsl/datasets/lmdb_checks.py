@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import mmap
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import lmdb
+
+from fairchem_piwsl.datasets.safe_pickle import unpickle
 
 _READ_ALL = """
 import sys, lmdb
@@ -29,7 +30,7 @@ def number_of_structures(source: str | Path) -> int:
         environment.begin() as transaction,
     ):
         stored = transaction.get(b"length")
-        return int(pickle.loads(stored)) if stored else environment.stat()["entries"]
+        return int(unpickle(stored)) if stored else environment.stat()["entries"]
 
 
 def check_complete(source: str | Path) -> None:

@@ -9,35 +9,11 @@ from types import TracebackType
 import lmdb
 import numpy as np
 import torch
-from torch_geometric.data import Data
 
-from fairchem_piwsl.datasets.geometry import in_cell
-from fairchem_piwsl.datasets.structure import Structure
+from fairchem_piwsl.structures import Labelled, to_data
 
 _FIRST_MAP_SIZE = 64 * 2**20
 _BYTES_PER_COMMIT = 16 * 2**20
-
-
-def to_data(structure: Structure) -> Data:
-    """The fields that upstream's AtomsToGraphs makes, in eV, Angstrom and eV/Angstrom.
-
-    The energy is a float64 tensor: total energies of -1e4 eV have a resolution of 1 meV in float32. Upstream
-    subtracts element references in the dtype of the target, so that the digits survive.
-    """
-    n_atoms = len(structure)
-    positions, cell = in_cell(structure)
-    return Data(
-        pos=torch.tensor(positions, dtype=torch.float32),
-        atomic_numbers=torch.tensor(structure.numbers, dtype=torch.long),
-        cell=torch.tensor(cell, dtype=torch.float32).view(1, 3, 3),
-        pbc=torch.tensor(structure.pbc, dtype=torch.bool).view(1, 3),
-        natoms=n_atoms,
-        tags=torch.tensor(_or_zeros(structure.tags, n_atoms), dtype=torch.int),
-        fixed=torch.tensor(_or_zeros(structure.fixed, n_atoms), dtype=torch.int),
-        energy=torch.tensor(structure.energy, dtype=torch.float64),
-        forces=torch.tensor(structure.forces, dtype=torch.float32),
-        sid=structure.source,
-    )
 
 
 class LmdbWriter:
@@ -56,7 +32,7 @@ class LmdbWriter:
     def __enter__(self) -> LmdbWriter:
         return self
 
-    def write(self, key: int, structure: Structure) -> None:
+    def write(self, key: int, structure: Labelled) -> None:
         """Store a structure under `key`; keys must end up being 0 to n - 1."""
         data = to_data(structure)
         self.natoms[key] = data.natoms
@@ -109,7 +85,3 @@ def call_all_periodic(path: Path) -> None:
             transaction.put(key, pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL))
     env.sync()
     env.close()
-
-
-def _or_zeros(values: np.ndarray, n_atoms: int) -> np.ndarray:
-    return values if len(values) == n_atoms else np.zeros(n_atoms, dtype=int)

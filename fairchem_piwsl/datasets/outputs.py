@@ -14,19 +14,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fairchem_piwsl.datasets.splits import SPLITS
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import check_output_folder
 
 SUMMARY = "summary.json"
-#: everything that `prepare` writes; a folder with anything else in it is never replaced
-OWN_NAMES = {
-    "train",
-    "val",
-    "test",
+_IN_SPLIT = ("data.lmdb", "data.lmdb-lock", "metadata.npz")
+#: every file that `prepare` writes (or LMDB beside it); a folder with anything else in it is never replaced
+OWN_FILES = {
     "element_references.npz",
     "energy_normalizer.npz",
     "forces_normalizer.npz",
     "dataset.yml",
     SUMMARY,
+    *(f"{split}/{name}" for split in SPLITS for name in _IN_SPLIT),
 }
 
 
@@ -42,25 +43,36 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Refuse an output folder that holds something, unless it is a data set that may be replaced."""
     if out.is_file():
         raise UserError(f"--out {out} is a file; give another folder.")
-    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
-    if not names:
+    if not out.is_dir() or not any(out.iterdir()):
+        check_output_folder(out)
         return
     if not overwrite:
         raise UserError(
             f"--out {out} already holds data; give another folder, or --overwrite to replace the data set."
         )
-    foreign = sorted(names - OWN_NAMES)
+    foreign = sorted(name for path in out.rglob("*") if (name := _foreign(path, out)))
     if foreign or finished(out) is None:
         what = f"{foreign[0]}, which is" if foreign else "files that are"
         raise UserError(
             f"--out {out} holds {what} not from piwsl prepare, so it is not replaced; give another folder."
         )
+    check_output_folder(out)
+
+
+def _foreign(path: Path, out: Path) -> str:
+    """Name of a path in `out` that `prepare` did not write, or ""."""
+    name = path.relative_to(out).as_posix()
+    own = name in SPLITS if path.is_dir() else name in OWN_FILES
+    return "" if own and not path.is_symlink() else name
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `out` when the block ends well, and vanishes otherwise."""
-    out = Path(os.path.abspath(out))
+    """A temporary folder that takes the place of `out` when the block ends well, and vanishes otherwise.
+
+    Where `out` is a symbolic link, the folder that it points to is replaced and the link stays.
+    """
+    out = Path(os.path.realpath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(out)
     partial = _beside(out, "partial")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from fairchem_piwsl.datasets.splits import SPLITS, Sizes
 from fairchem_piwsl.datasets.splits import split as draw
 from fairchem_piwsl.datasets.unit_checks import check_units
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.units import unit_name
+from fairchem_piwsl.units import energy_unit, force_unit, length_unit
 
 #: sizes of drawn splits where none is given; None: all the rest
 DRAWN: dict[str, int | None] = {"train": None, "val": 100, "test": 1000}
@@ -38,7 +38,8 @@ HASHED = 100_000_000
 class WriteOptions:
     """How strictly a data set is checked, and how it is written."""
 
-    units: str = "eV"  # of the labels in the files, for messages
+    labels: LabelOptions = field(default_factory=LabelOptions)  # of the files, for messages
+    references: Mapping[int, float] = field(default_factory=dict)  # energies of free atoms, eV; empty: fitted
     need_energy: bool = True
     need_forces: bool = True
     allow_duplicates: bool = False
@@ -70,9 +71,12 @@ def prepare(
     val_files: Sequence[str | Path] = (),
     test_files: Sequence[str | Path] = (),
     units: str = "eV",
+    length_units: str = "Angstrom",
+    force_units: str | None = None,
     energy_key: str | None = None,
     forces_key: str | None = None,
     no_forces: bool = False,
+    reference_files: Sequence[str | Path] = (),
     allow_missing: bool = False,
     allow_duplicates: bool = False,
     trust_units: bool = False,
@@ -92,22 +96,30 @@ def prepare(
             the smaller ones.
         split: `shuffle`, or `blocks` for trajectories (the end of each file is test, the part before it val).
         train_files, val_files, test_files: given splits, which are kept.
-        units: energy unit of the labels; forces are in that unit per Angstrom.
+        units: energy unit of the labels.
+        length_units: of positions and cells.
+        force_units: of the forces, if not `units` per length unit; such as "Hartree/Bohr".
         energy_key, forces_key: names of the labels in the files, if not `energy` and `forces`.
         no_forces: leave forces out; they become NaN.
+        reference_files: free atoms whose energies are the element references, instead of a fit to the data.
         allow_missing: structures may lack labels; they become NaN.
         allow_duplicates: keep structures that are in two splits.
         trust_units: keep labels that seem to have another unit.
         overwrite: replace a data set in `out` that this function wrote.
         reuse: return the summary of a finished data set of the same arguments and files.
     """
-    labels = LabelOptions(unit_name(units), energy_key, forces_key, no_forces)
+    force_units = force_unit(force_units) if force_units else ""
+    labels = LabelOptions(
+        energy_unit(units), energy_key, forces_key, no_forces, length_unit(length_units), force_units
+    )
     given = {"train": list(train_files), "val": list(val_files), "test": list(test_files)}
     sizes = {"train": train, "val": val, "test": test}
     if train == 0:
         raise UserError("--train 0 leaves nothing to train on; give at least 1.")
     if not files and not train_files:
         raise UserError("No files to train on: name some, or give --train-file.")
+    if seed < 0:
+        raise UserError(f"--seed {seed} is negative; give a whole number from 0.")
     arguments = {
         "files": [str(f) for f in files],
         **{f"{name}_files": [str(f) for f in given[name]] for name in SPLITS},
@@ -116,9 +128,11 @@ def prepare(
         "split": split,
         **asdict(labels),
         "allow_missing": allow_missing,
+        "reference_files": [str(f) for f in reference_files],
     }
     options = WriteOptions(
-        units=labels.units,
+        labels=labels,
+        references=free_atoms(open_sources(reference_files, labels)),
         need_energy=not allow_missing,
         need_forces=not (allow_missing or no_forces),
         allow_duplicates=allow_duplicates,
@@ -164,23 +178,39 @@ def write_dataset(
     plan = make_plan()
     with whole_folder(out) as folder:
         records = _write_splits(plan, folder, options)
-        warnings = [
-            *checks.check_duplicates(records, options.allow_duplicates),
-            *check_units(records["train"], options.units, options.trust_units),
-            *checks.report(records),
-        ]
+        duplicates = checks.check_duplicates(records, options.allow_duplicates)
+        doubts, notes = check_units(records, options.labels, options.trust_units)
+        plan.notes.extend(notes)
+        warnings = [*duplicates, *doubts, *checks.report(records)]
         if len(np.unique(np.concatenate([r.pbc for r in records.values()]), axis=0)) > 1:
             warnings.append(
                 "Periodic and other structures are mixed; all are marked periodic, molecules in a large cell."
             )
             for name in records:
                 call_all_periodic(folder / name / "data.lmdb")
-        result = _write_rest(records, folder, out, plan, warnings)
+        result = _write_rest(records, folder, out, plan, warnings, options.references)
         result["identity"] = identity
         (folder / SUMMARY).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if not options.quiet:
         summary.show(result, out)
     return result
+
+
+def free_atoms(sources: Sequence[Source]) -> dict[int, float]:
+    """Atomic number -> energy in eV of the free atoms in files of single atoms."""
+    found: dict[int, float] = {}
+    for structure in (s for source in sources for s in source.read(range(source.count()))):
+        if len(structure) != 1 or not np.isfinite(structure.energy):
+            raise UserError(
+                f"--reference-file: {structure.source} has {len(structure)} atoms and energy {structure.energy:g}; "
+                f"give free atoms, one in each structure, with their energies."
+            )
+        element = int(structure.atoms.numbers[0])
+        if found.setdefault(element, structure.energy) != structure.energy:
+            raise UserError(
+                f"--reference-file: {structure.source} is a second {structure.formula} with another energy; keep one."
+            )
+    return found
 
 
 def _plan(
@@ -220,7 +250,7 @@ def _write_splits(plan: Plan, folder: Path, options: WriteOptions) -> dict[str, 
                     checks.check_structure(structure)
                     checks.check_labels(structure, options.need_energy, options.need_forces)
                     records[name].add(key, structure)
-                    checks.check_distance(records[name].shortest[key], structure.source)
+                    checks.check_distance(float(records[name].shortest[key]), structure.source)
                     writer.write(key, structure)
                     bar.advance(task)
     return records
@@ -242,11 +272,19 @@ def _in_file_order(sources: Iterable[Source], chosen: np.ndarray) -> Iterator[tu
 
 
 def _write_rest(
-    records: dict[str, Records], folder: Path, out: Path, plan: Plan, warnings: list[str]
+    records: dict[str, Records],
+    folder: Path,
+    out: Path,
+    plan: Plan,
+    warnings: list[str],
+    free_atom_energies: Mapping[int, float],
 ) -> dict[str, Any]:
     """Element references, normalisers and config block; returns the summary."""
     train = records["train"]
     refs = element_references.fit_references(train.composition, train.energy)
+    elements = np.flatnonzero(train.composition.any(axis=0))
+    if free_atom_energies:
+        refs = element_references.given_references(free_atom_energies, elements)
     described = {name: summary.describe(r, refs) for name, r in records.items()}
     spread = described["train"]["energy_after_references_std_eV"]
     element_references.write_references(folder / "element_references.npz", refs)
@@ -256,7 +294,6 @@ def _write_rest(
     element_references.write_normalizer(folder / "forces_normalizer.npz", train.force_rms)
     block = summary.dataset_block(out, list(records))
     (folder / "dataset.yml").write_text(summary.as_yaml(block), encoding="utf-8")
-    elements = np.flatnonzero(train.composition.any(axis=0))
     return {
         "out": str(out),
         "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom"},

@@ -38,12 +38,23 @@ def prepare_command(
     val_file: Annotated[list[str] | None, typer.Option(help="Given validation split (repeatable).")] = None,
     test_file: Annotated[list[str] | None, typer.Option(help="Given test split (repeatable).")] = None,
     units: Annotated[
-        str,
-        typer.Option(help="Energy unit: eV, meV, kcal/mol, kJ/mol, Hartree, Rydberg; forces per Angstrom."),
+        str, typer.Option(help="Energy unit: eV, meV, kcal/mol, kJ/mol, Hartree, Rydberg.")
     ] = "eV",
+    length_units: Annotated[
+        str, typer.Option(help="Unit of positions and cells: Angstrom, Bohr, nm.")
+    ] = "Angstrom",
+    force_units: Annotated[
+        str | None, typer.Option(help="Such as Hartree/Bohr (default: energy unit per length unit).")
+    ] = None,
     energy_key: Annotated[str | None, typer.Option(help="Name of the energy in the files.")] = None,
     forces_key: Annotated[str | None, typer.Option(help="Name of the forces in the files.")] = None,
     no_forces: Annotated[bool, typer.Option("--no-forces", help="Leave forces out.")] = False,
+    reference_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Free atoms whose energies are the element references (repeatable; default: a fit)."
+        ),
+    ] = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Labels may be missing.")] = False,
     allow_duplicates: Annotated[
         bool, typer.Option("--allow-duplicates", help="Keep structures that two splits share.")
@@ -74,7 +85,10 @@ def prepare_command(
         "--forces-key": forces_key,
         "--no-forces": no_forces,
         "--allow-missing": allow_missing,
+        "--reference-file": reference_file,
         "--units": units != "eV",
+        "--length-units": length_units != "Angstrom",
+        "--force-units": force_units,
         "--split": split != "shuffle",
     }
     published = {"--molecule": molecule, "--level": level, "--published-split": published_split}
@@ -83,7 +97,18 @@ def prepare_command(
         from fairchem_piwsl.datasets.published.plans import prepare_published
 
         prepare_published(
-            files[0], files[1:], out, train, val, test, seed, molecule, level, published_split, overwrite
+            name=files[0],
+            paths=files[1:],
+            out=out,
+            train=train,
+            val=val,
+            test=test,
+            seed=seed,
+            molecule=molecule,
+            level=level,
+            published_split=published_split,
+            trust_units=trust_units,
+            overwrite=overwrite,
         )
         return
     _refuse(published, f"the first argument names no data set ({', '.join(NAMES)})")
@@ -101,9 +126,12 @@ def prepare_command(
         val_files=val_file or [],
         test_files=test_file or [],
         units=units,
+        length_units=length_units,
+        force_units=force_units,
         energy_key=energy_key,
         forces_key=forces_key,
         no_forces=no_forces,
+        reference_files=reference_file or [],
         allow_missing=allow_missing,
         allow_duplicates=allow_duplicates,
         trust_units=trust_units,

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats, parse_filename
+import numpy as np
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
 from fairchem_piwsl.datasets import ase_files
 from fairchem_piwsl.datasets.ase_labels import LabelOptions, to_structure
-from fairchem_piwsl.datasets.structure import Structure
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.structures import Labelled
 
 
 class Source(Protocol):
@@ -30,7 +32,7 @@ class Source(Protocol):
         """Number of structures."""
         ...
 
-    def read(self, indices: Sequence[int]) -> Iterator[Structure]:
+    def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
         """The structures at `indices` (increasing), in that order."""
         ...
 
@@ -53,7 +55,7 @@ class AseSource:
             self._count = self.reader.count(self.path)
         return len(range(self._count)[self.frames])
 
-    def read(self, indices: Sequence[int]) -> Iterator[Structure]:
+    def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
         self.count()
         assert self._count is not None
         frames = range(self._count)[self.frames]
@@ -63,7 +65,7 @@ class AseSource:
             return iter(list(self._read(ordered))[::-1])
         return self._read(wanted)
 
-    def _read(self, frames: Sequence[int]) -> Iterator[Structure]:
+    def _read(self, frames: Sequence[int]) -> Iterator[Labelled]:
         found = self.reader.read(self.path, frames)
         for frame, atoms in zip(frames, found, strict=True):
             yield to_structure(atoms, f"{self.name}:{frame}", self.options)
@@ -73,33 +75,48 @@ def open_sources(patterns: Sequence[str | Path], options: LabelOptions) -> list[
     """Files and globs (`*`, `**`), sorted within a glob; each may end in ASE's `@slice`."""
     sources: list[AseSource] = []
     for pattern in patterns:
-        text, frames = _parse(str(pattern))
+        text, frames = split_slice(str(pattern))
         paths = [Path(p) for p in sorted(glob.glob(text, recursive=True))] if _is_glob(text) else [Path(text)]
         if not paths:
-            raise UserError(f"{text} matches no file.")
+            raise UserError(f"{text} matches no file; give the names of files that exist.")
         for path in paths:
             if path.is_dir():
                 raise UserError(f"{path} is a folder: name the files in it, for example '{path}/*.xsf'.")
             if not path.exists():
-                raise UserError(f"{path} does not exist.")
+                raise UserError(f"{path} does not exist; give the name of a file.")
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty; make it again or leave it out.")
+            if path.suffix in (".npz", ".npy"):
+                raise UserError(
+                    f"{path} is a numpy file: give it as `piwsl prepare {_published(path)} {path} ...`."
+                )
             sources.append(AseSource(path, frames, options))
     _make_names_unique(sources)
     return list(sources)
 
 
-def _parse(pattern: str) -> tuple[str, slice]:
-    if Path(pattern).exists():  # a name with @ in it
+def split_slice(pattern: str) -> tuple[str, slice]:
+    """`name@start:stop:step`, as ASE writes it, into the name and the slice; without @ all frames."""
+    text, at, index = pattern.rpartition("@")
+    if not at or Path(pattern).exists() or not re.fullmatch(r"[-+\d:\s]*", index):  # a name with @ in it
         return pattern, slice(None)
-    text, index = parse_filename(pattern)
-    if index is None:
-        return str(text), slice(None)
-    if isinstance(index, int):
-        return str(text), slice(index, index + 1 or None)
-    if not isinstance(index, slice):
-        raise UserError(f"{pattern}: only slices such as @0:100:10 are understood after the @.")
-    return str(text), index
+    try:
+        parts = [int(part) if part.strip() else None for part in index.split(":")]
+        frames = slice(*parts) if len(parts) > 1 else slice(parts[0], parts[0] + 1 or None)  # type: ignore[operator]
+        if frames.step == 0:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{pattern}: @{index} is no slice; write start:stop:step such as @0:100:10."
+        ) from None
+    return text, frames
+
+
+def _published(path: Path) -> str:
+    """The published set whose reader knows the layout of an npz file."""
+    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
+        return "rmd17" if "coords" in file.files else "md22"
+    return "rmd17"
 
 
 def _file_type(path: Path) -> str:

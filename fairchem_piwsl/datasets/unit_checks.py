@@ -1,166 +1,243 @@
-"""Do the energies and forces have the unit that they are said to have?
+"""Do positions, forces and energies have the units that they are said to have?
 
-Three independent signs, each of which can stay silent:
+Each is judged by the one before it:
 
-* all-electron total energies lie within a few percent of the sum of free-atom energies, in one unit only, and
-  no energy lies far below that sum;
-* between two similar structures the energy changes by the work of the forces;
-* energies of structures of several sizes grow with the number of atoms.
+* lengths: bonds are about as long as the sum of covalent radii;
+* forces: the force constant of bonds to hydrogen is the same in every molecule, and without hydrogen the
+  stiffness along the way between similar structures has an upper bound;
+* energies: between similar structures they change by the work of the forces; all-electron total energies lie
+  within a few percent of the sum of free-atom energies, in one unit only; total energies grow with the number of
+  atoms.
 
-What contradicts one of these clearly is refused, weaker signs are warnings.
+What contradicts one of these clearly is refused, weaker signs are warnings, and what was found to fit, or could not
+be judged, is said in a note.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
+from fairchem_piwsl.datasets.ase_labels import LabelOptions
+from fairchem_piwsl.datasets.bond_stretch import hydrogen_stretch
 from fairchem_piwsl.datasets.element_references import fit_references
-from fairchem_piwsl.datasets.pair_work import energy_over_work
+from fairchem_piwsl.datasets.pair_work import Pairs, similar_pairs
 from fairchem_piwsl.datasets.records import Records
+from fairchem_piwsl.datasets.total_energies import energies_of_electrons, grows_with_size
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.units import ENERGY_UNITS
+from fairchem_piwsl.structures import Labelled
+from fairchem_piwsl.units import ENERGY_UNITS, LENGTH_UNITS, force_in_ev_per_angstrom
 
-#: Hartree-Fock energies of free atoms in Hartree, H to Kr
-# fmt: off
-_FREE_ATOMS = np.array([
-    0, -0.5, -2.8617, -7.4327, -14.573, -24.529, -37.689, -54.401, -74.809, -99.409, -128.547, -161.859,
-    -199.615, -241.877, -288.854, -340.719, -397.505, -459.482, -526.817, -599.165, -676.758, -759.736,
-    -848.406, -942.884, -1043.356, -1149.866, -1262.444, -1381.415, -1506.871, -1638.963, -1777.848,
-    -1923.261, -2075.360, -2234.239, -2399.868, -2572.441, -2752.055,
-])
-# fmt: on
-#: total energy over the sum of free atoms, for all-electron methods
-_ALL_ELECTRON = (0.98, 1.03)
-#: part of the pairs in which energy and work have one sign, above which their ratio is trusted
-_AGREEMENT = 0.75
+#: bonds over sums of covalent radii, right up to alkali metals and multiple bonds
+_BOND_RATIO = (0.65, 1.5)
 #: RMS force component above which the unit is doubted, eV/Angstrom
 _LARGE_FORCES = 8.0
+#: stiffness between similar structures, eV/Angstrom^2: that of the stiffest bonds (certain), and what is unusual
+_STIFF, _UNUSUAL = 100.0, (0.5, 50.0)
 #: stiffness of covalent bonds, eV/Angstrom^2, for a rough estimate of energies from forces
-_STIFFNESS = 40.0
+_COVALENT = 40.0
+#: energy over work of right labels (0.9 to 1.15 in published sets)
+_ENERGY_OVER_WORK = 1.4
+_MIN_PAIRS = 9
+#: part of the pairs in which energy and work have opposite signs, as in noise
+_NOISE = 0.35
 
 
-def check_units(train: Records, units: str, trust: bool = False) -> list[str]:
-    """Warnings about energies and forces of the training split; refuses what cannot be (unless `trust`).
+@dataclass
+class Findings:
+    """What the checks found, as sentences without a full stop."""
+
+    wrong: list[str] = field(default_factory=list)  # certain
+    doubts: list[str] = field(default_factory=list)
+    fits: list[str] = field(default_factory=list)
+    untold: list[str] = field(default_factory=list)
+
+
+def check_units(
+    splits: dict[str, Records], labels: LabelOptions, trust: bool = False
+) -> tuple[list[str], list[str]]:
+    """Warnings and notes on the units of a data set; refuses what cannot be (unless `trust`).
 
     Args:
-        train: labels as converted to eV from `units`.
-        units: the unit that the labels were said to have.
+        splits: labels as converted to eV and Angstrom.
+        labels: the units that they were said to have.
         trust: turn refusals into warnings.
     """
-    certain, unsure = [], []
-    work, is_certain = _work_of_forces(train, units)
-    certain += [v for v in (_all_electron(train, units), _grows_with_size(train, units)) if v]
-    if work and is_certain:
-        certain.append(work)
-    elif work:
-        unsure.append(f"{work[0].upper()}{work[1:]}, or they do not belong together.")
-    small = _small_spread(train)
-    large = train.force_rms > _LARGE_FORCES
-    if large and small:
-        certain.append(
-            f"the forces (RMS {train.force_rms:.1f} eV/Angstrom) are too large for the energies; "
-            f"the labels look like kcal/mol or kJ/mol"
-        )
-    elif large:
-        unsure.append(
-            f"RMS force component {train.force_rms:.1f} eV/Angstrom is large: are the labels in {units}?"
-        )
-    elif small:
-        unsure.append(
-            f"The energies vary little for such forces: are they per atom, or in another unit than {units}?"
-        )
-    if train.force_components.any() and train.force_rms < 1e-6:
-        unsure.append("All forces are zero.")
-    if certain and not trust:
+    findings = Findings()
+    samples = [sample for records in splits.values() for sample in records.samples]
+    train = splits["train"]
+    _lengths(np.concatenate([records.bond_ratio for records in splits.values()]), labels, findings)
+    if not findings.wrong:  # every other sign is in these lengths
+        _forces_and_energies(train, samples, labels, findings)
+    if findings.wrong and not trust:
         raise UserError(
-            f"The labels do not fit --units {units}: {'; '.join(certain)}. Give the right --units, or "
-            f"correct the file (--trust-units keeps them)."
+            f"The labels do not fit --units {labels.units} (forces in {labels.of_forces}, lengths in "
+            f"{labels.length_units}): {'; '.join(findings.wrong)}. Give the right --units, --force-units or "
+            f"--length-units, or correct the file (--trust-units keeps them)."
         )
-    return [text[0].upper() + text[1:] + "." for text in certain] + unsure
+    notes = []
+    if findings.fits:
+        notes.append(f"Units: {'; '.join(findings.fits)}.")
+    if findings.untold:
+        notes.append(f"Not told by the labels: {'; '.join(findings.untold)}.")
+    return [_sentence(text) for text in (*findings.wrong, *findings.doubts)], notes
 
 
-def _all_electron(train: Records, units: str) -> str:
-    """All-electron total energies tell their unit, and whether they are per atom."""
-    heavy = train.composition[:, 5 : len(_FREE_ATOMS)] @ _FREE_ATOMS[5:]
-    free = train.composition[:, : len(_FREE_ATOMS)] @ _FREE_ATOMS
-    beyond = train.composition[:, len(_FREE_ATOMS) :].any(axis=1)
-    usable = np.isfinite(train.energy) & ~beyond & (heavy < 0.9 * free)
-    if usable.sum() < 0.9 * len(train) or not usable.any():
-        return ""
-    declared = ENERGY_UNITS[units]
-    in_file = train.energy[usable] / declared  # as the file has it
-    for per_atom in (False, True):
-        ratio = in_file / free[usable] * (train.natoms[usable] if per_atom else 1)
-        for unit, size in ENERGY_UNITS.items():
-            scaled = ratio * size / ENERGY_UNITS["Hartree"]
-            inside = (scaled > _ALL_ELECTRON[0]) & (scaled < _ALL_ELECTRON[1])
-            if unit != units and train.force_rms / declared * size > _LARGE_FORCES:
-                continue  # a coincidence: forces would be absurd in that unit
-            multiple = train.natoms[usable].max() > 1
-            if inside.mean() > 0.9 and (unit != units or (per_atom and multiple)):
-                kind = f"per atom in {unit}" if per_atom and multiple else f"in {unit}"
-                return f"the energies are all-electron energies {kind}, judged by the free atoms' energies"
-            if inside.mean() > 0.9:
-                return ""
-    if np.median(train.energy[usable] / (free[usable] * ENERGY_UNITS["Hartree"])) > 1.1:
-        return "the energies are lower than those of all electrons together, so the unit is smaller"
-    return ""
+def _lengths(ratios: np.ndarray, labels: LabelOptions, findings: Findings) -> None:
+    ratios = ratios[np.isfinite(ratios)]
+    if not len(ratios):
+        findings.untold.append("the unit of the positions (no bonds)")
+        return
+    ratio = float(np.median(ratios))
+    text = f"bonds are {ratio:.2f} times the sum of covalent radii"
+    if _BOND_RATIO[0] < ratio < _BOND_RATIO[1]:
+        findings.fits.append(text)
+        return
+    looks = _like(
+        {name: size / LENGTH_UNITS[labels.length_units] for name, size in LENGTH_UNITS.items()}, 1.05 / ratio
+    )
+    findings.wrong.append(f"{text}, so the positions are not in {labels.length_units}{looks}")
 
 
-def _work_of_forces(train: Records, units: str) -> tuple[str, bool]:
-    """The energy between similar structures must change by the work of the forces; (verdict, is it certain).
-
-    Another unit changes the size of the ratio but never its sign: where the signs do not agree either, the
-    labels are noise or the structures too far apart, and nothing is certain.
-    """
-    ratios = energy_over_work(list(train.samples.values()))
-    if len(ratios) < 10:
-        return "", False
-    uphill = np.mean(ratios < 0)
-    certain = bool(max(uphill, 1 - uphill) >= _AGREEMENT)
-    low, high = np.quantile(np.abs(ratios), [0.2, 0.8])
-    size = float(np.exp(np.median(np.log(np.abs(ratios) + 1e-12))))
-    if low > 4:
-        verdict = (
-            f"energies change {size:.3g} times as much as the work of the forces, so the two differ in unit"
+def _forces_and_energies(
+    train: Records, samples: list[Labelled], labels: LabelOptions, findings: Findings
+) -> None:
+    pairs = similar_pairs(samples)
+    if train.force_components.any():
+        _forces(train, samples, pairs, labels, findings)
+    judged = (
+        train.force_components.any() and not findings.wrong
+    )  # else energies have nothing to be held against
+    fits_forces = _work(pairs, labels, findings) if judged else None
+    flat = fits_forces is None and _small_spread(train)
+    electrons = energies_of_electrons(train, labels.units, _LARGE_FORCES, False if flat else fits_forces)
+    findings.wrong += [text for text in (electrons, grows_with_size(train)) if text]
+    if flat and not findings.wrong:
+        findings.doubts.append(
+            f"the energies vary little for such forces: are they per atom, or in another unit than {labels.units}?"
         )
-    elif high < 0.25:
-        verdict = (
-            f"energies change about {size:.2g} times as much as the work of the forces, so that they "
-            f"are per atom or the two differ in unit"
+
+
+def _forces(
+    train: Records, samples: list[Labelled], pairs: Pairs, labels: LabelOptions, findings: Findings
+) -> None:
+    if train.force_rms < 1e-6:
+        findings.doubts.append("all forces are zero")
+        return
+    stretch = hydrogen_stretch(samples)
+    if stretch is not None:
+        text = f"the force constant of {stretch.bonds} {stretch.bond} bonds is {stretch.constant:.3g} eV/Angstrom^2"
+        if stretch.constant < 0:
+            findings.wrong.append(
+                f"the forces point uphill (they are gradients: turn their sign), since {text}"
+            )
+        elif 1 / stretch.tolerance < stretch.ratio < stretch.tolerance:
+            findings.fits.append(text)
+        else:
+            expected = stretch.constant / stretch.ratio
+            findings.wrong.append(
+                f"{text} where about {expected:.0f} is right, so the forces are not in {labels.of_forces}"
+                f"{_like_force(labels, 1 / stretch.ratio)}"
+            )
+        return
+    stiffness = float(np.median(pairs.stiffness)) if len(pairs.stiffness) >= _MIN_PAIRS else np.nan
+    # molecules may be rigid and only move against each other; without hydrogen that is no molecule
+    soft = stiffness < _UNUSUAL[0] and not train.composition[:, 1].any()
+    text = f"the stiffness between similar structures is {stiffness:.3g} eV/Angstrom^2"
+    if stiffness > _STIFF:
+        findings.wrong.append(
+            f"{text} where {_STIFF:.0f} is beyond the stiffest bonds, so the forces are not in {labels.of_forces}"
+            f"{_like_force(labels, 8 / stiffness, within=2.5)}"
         )
-    elif certain and uphill > 0.5:
-        verdict = "the forces point uphill (they are gradients: turn their sign)"
+    elif soft or stiffness > _UNUSUAL[1] or train.force_rms > _LARGE_FORCES:
+        shown = f"{text}; " if np.isfinite(stiffness) else ""
+        findings.doubts.append(
+            f"{shown}the RMS force component of {train.force_rms:.3g} eV/Angstrom is unusual: are the forces in "
+            f"{labels.of_forces}?"
+        )
+    elif np.isfinite(stiffness):
+        findings.fits.append(text)
     else:
-        verdict = ""
-    return verdict, certain
+        findings.untold.append(
+            "the unit of the forces (too few bonds to hydrogen and too few similar structures)"
+        )
 
 
-def _grows_with_size(train: Records, units: str) -> str:
-    """Total energies grow with the number of atoms, energies per atom depend on the composition alone."""
-    labelled = np.isfinite(train.energy)
-    n, energy = train.natoms[labelled], train.energy[labelled]
-    counts = train.composition[labelled]
-    elements = counts.any(axis=0).sum()
-    if len(n) < 5 * max(elements, 2) or n.std() < 0.1 * n.mean() or energy.std() == 0:
-        return ""
-    total = energy - counts @ fit_references(counts, energy)
-    per_atom = energy - (counts / n[:, None]) @ fit_references(counts / n[:, None], energy)
-    if per_atom.std() < 0.2 * total.std():
-        return "the energies do not grow with the number of atoms, so they look per atom (multiply by it)"
-    return ""
+def _work(pairs: Pairs, labels: LabelOptions, findings: Findings) -> bool | None:
+    """Do energies change by the work of the forces? None where it cannot be told.
+
+    The median of |energy / work| has an interval of three standard errors, which order statistics give; where the
+    signs of energy and work do not agree by as much, labels are noise or the structures too far apart.
+    """
+    ratios = pairs.energy_over_work
+    n = len(ratios)
+    if n < _MIN_PAIRS:
+        findings.untold.append(f"whether energies fit the forces ({n} pairs of similar structures, too few)")
+        return None
+    width = 1.5 / np.sqrt(n)
+    uphill = float(np.mean(ratios < 0))
+    low, size, high = np.quantile(np.abs(ratios), [max(0.5 - width, 0), 0.5, min(0.5 + width, 1)])
+    text = f"energies change {size:.3g} times as much as the work of the forces"
+    sure = f" ({n} pairs of similar structures, {low:.2g} to {high:.2g})"
+    bound = _ENERGY_OVER_WORK
+    off = size > bound or size < 1 / bound
+    certain = abs(uphill - 0.5) > width
+    if off and certain and (low > np.sqrt(bound) or high < 1 / np.sqrt(bound)):
+        per_atom = "they are per atom or " if size < 1 else ""
+        scale = {name: unit / ENERGY_UNITS[labels.units] for name, unit in ENERGY_UNITS.items()}
+        findings.wrong.append(
+            f"{text}, so {per_atom}the two differ in unit{sure}{_like(scale, 1 / size, 'energies in ')}"
+        )
+        return False
+    if certain and uphill > 0.5:
+        if not any("uphill" in known for known in findings.wrong):
+            findings.wrong.append("the forces point uphill (they are gradients: turn their sign)")
+        return False
+    if off or (not certain and uphill > _NOISE and n >= 2 * _MIN_PAIRS):
+        findings.doubts.append(
+            f"{text}{sure}: energies and forces differ in unit or do not belong together, or the structures are too "
+            f"far apart"
+        )
+        return None
+    if not certain:
+        findings.untold.append(f"whether energies fit the forces{sure}")
+        return None
+    findings.fits.append(text + sure)
+    return True
+
+
+def _like_force(labels: LabelOptions, factor: float, within: float = 1.3) -> str:
+    declared = force_in_ev_per_angstrom(labels.of_forces)
+    sizes = {
+        f"{energy}/{length}": ENERGY_UNITS[energy] / LENGTH_UNITS[length] / declared
+        for energy in ENERGY_UNITS
+        for length in ("Angstrom", "Bohr")
+    }
+    return _like(sizes, factor, within=within)
+
+
+def _like(sizes: dict[str, float], factor: float, what: str = "", within: float = 1.3) -> str:
+    """`; they look like A or B` for the units of a table that are `factor` times what was declared."""
+    near = sorted((abs(np.log(size / factor)), name) for name, size in sizes.items() if abs(size - 1) > 1e-6)
+    names = [name for distance, name in near if distance < np.log(within)][:2]
+    return f"; they look like {what}{' or '.join(names)}" if names else ""
 
 
 def _small_spread(train: Records) -> bool:
     """Are energies much more alike than structures with such forces can be?
 
     In a harmonic system of stiffness k the energies spread by about sum(F^2) / (2 k) * sqrt(2 / 3N). Energies
-    per atom, or energies and forces in a unit smaller than eV that pass for eV, fall far below.
+    per atom, or energies in a unit smaller than that of the forces, fall far below.
     """
     usable = np.isfinite(train.energy) & (train.force_components == 3 * train.natoms)
     if usable.sum() < 20:
         return False
     energy = train.energy[usable]
     residual = energy - train.composition[usable] @ fit_references(train.composition[usable], energy)
-    expected = train.force_squares[usable] / (2 * _STIFFNESS) * np.sqrt(2 / (3 * train.natoms[usable]))
+    expected = train.force_squares[usable] / (2 * _COVALENT) * np.sqrt(2 / (3 * train.natoms[usable]))
     return bool(residual.std() < 0.1 * np.mean(expected))
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")

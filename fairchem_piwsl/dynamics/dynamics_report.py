@@ -13,13 +13,14 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
+from fairchem_piwsl.datasets.read import read_labelled, read_structure
 from fairchem_piwsl.dynamics import stability
 from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settings
 from fairchem_piwsl.dynamics.simulation import MDSettings, check_positive, criterion_for, simulate
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_result
 from fairchem_piwsl.report import figures
-from fairchem_piwsl.structures import as_molecule, is_isolated, read_labelled, read_structure
+from fairchem_piwsl.structures import as_molecule, is_isolated
 
 BIN = 0.05  # Angstrom, of the distribution of distances
 Report = Callable[[int, int, float, float], None]

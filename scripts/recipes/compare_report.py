@@ -12,11 +12,11 @@ from rich.table import Table
 
 from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.potential import load_potential
+from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.curves import read_curves
 from fairchem_piwsl.report.statistics import mean_and_spread, relative_change
 from fairchem_piwsl.report.tables import markdown_table as as_markdown
-from fairchem_piwsl.structures import read_labelled
 from recipes.compare import Result
 
 HEADINGS = ("method", "energy RMSE, kcal/mol", "change", "forces RMSE, kcal/mol/Å", "change", "training, s")

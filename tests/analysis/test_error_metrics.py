@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fairchem_piwsl.analysis.error_metrics import KCAL_PER_MOL, error_table, in_units, unit_of
+from fairchem_piwsl.analysis.error_metrics import error_table, in_units, unit_of
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 
 @pytest.fixture

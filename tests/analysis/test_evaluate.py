@@ -16,13 +16,13 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fairchem_piwsl.analysis.error_metrics import KCAL_PER_MOL
 from fairchem_piwsl.analysis.evaluate import evaluate, group, relative_energies
 from fairchem_piwsl.analysis.potential import load_potential
 from fairchem_piwsl.cli import app
+from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.tables import evaluation_tables
-from fairchem_piwsl.structures import read_labelled
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 
 @pytest.fixture(scope="module")

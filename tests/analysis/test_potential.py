@@ -11,8 +11,8 @@ from helpers_models import EQUIFORMER_V2, ESCN, PAINN, SCHNET, build, gradient
 
 from fairchem_piwsl.analysis.model_names import short_names
 from fairchem_piwsl.analysis.potential import load_potential
+from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.structures import read_labelled
 
 
 @pytest.fixture(scope="module")
@@ -221,5 +221,5 @@ def test_bad_data_are_named(tmp_path):
     with pytest.raises(UserError, match="not a readable LMDB"):
         read_labelled(tmp_path / "broken.lmdb")
     (tmp_path / "broken.extxyz").write_text("3\nonly a header\nH 0 0 0\n")
-    with pytest.raises(UserError, match="ASE cannot read"):
+    with pytest.raises(UserError, match=r"broken\.extxyz, frame 0 cannot be read"):
         read_labelled(tmp_path / "broken.extxyz")

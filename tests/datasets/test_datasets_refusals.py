@@ -264,7 +264,7 @@ def test_forces_of_the_wrong_sign(tmp_path):
 
 def test_labels_all_in_kcal(tmp_path):
     path = save(tmp_path / "a.extxyz", vibrations(60, factor=1 / KCAL))
-    refused(tmp_path, "look like kcal/mol or kJ/mol", path, train=40)
+    refused(tmp_path, "look like kcal/mol/Angstrom", path, train=40)
     prepare([path], tmp_path / "out", units="kcal/mol", **{**SMALL, "train": 40})
     energies = [d.energy.item() for d in records(tmp_path / "out")]
     assert abs(np.mean(energies)) < 20

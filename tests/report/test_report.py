@@ -16,7 +16,6 @@ from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 from typer.testing import CliRunner
 
-from fairchem_piwsl.analysis.error_metrics import KCAL_PER_MOL
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
@@ -39,6 +38,7 @@ from fairchem_piwsl.report.statistics import (
     families,
     mean_and_spread,
 )
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 PIWSL = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.015}
 

@@ -17,6 +17,7 @@ from recipes.compare_report import learning_curve, markdown_table, plot, rows, s
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoints import read_checkpoint
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 METHODS = {"baseline": ["--optim.piwsl.c_pitc=0.0"], "piwsl": []}
 
@@ -43,13 +44,13 @@ def test_methods_differ_in_what_their_arguments_say(comparison):
 
 def test_errors_are_those_of_the_checkpoint(comparison, tiny_data):
     from fairchem_piwsl.analysis.potential import load_potential
-    from fairchem_piwsl.structures import read_labelled
+    from fairchem_piwsl.datasets.read import read_labelled
 
     run = comparison[1][0]
     structures = read_labelled(tiny_data / "test.lmdb")
     prediction = load_potential(run.checkpoint, cpu=True).predict([s.atoms for s in structures])
     error = np.array([s.energy for s in structures]) - prediction.energy
-    assert run.energy_rmse == pytest.approx(np.sqrt(np.mean(error**2)) / 0.0433641, rel=1e-4)
+    assert run.energy_rmse == pytest.approx(np.sqrt(np.mean(error**2)) / KCAL_PER_MOL, rel=1e-4)
 
 
 def test_finished_runs_are_not_repeated(comparison, tiny_data):

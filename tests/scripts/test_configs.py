@@ -22,6 +22,7 @@ from recipes.recipe_file import read_recipe
 
 from fairchem_piwsl.config import with_method
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "s2ef"
@@ -154,7 +155,7 @@ def test_every_cell_has_its_data_model_and_loss():
             for split in ("train", "val", "test"):
                 assert config["dataset"][split]["src"] == f"data/{dataset}/{split}/data.lmdb", where
             kilocalorie = config["dataset"]["train"]["transforms"]["normalizer"]
-            assert kilocalorie == {key: {"mean": 0.0, "stdev": 0.0433641} for key in ("energy", "forces")}
+            assert kilocalorie == {key: {"mean": 0.0, "stdev": KCAL_PER_MOL} for key in ("energy", "forces")}
             assert config["model"]["name"].lower().endswith(model), where
             energy, forces = config["loss_functions"]
             assert energy["energy"] == {"fn": "mae", "coefficient": COEFFICIENTS[model][0]}, where
@@ -343,7 +344,7 @@ def test_full_size(name, millions):
 def test_fine_tuning_configs_name_real_settings(name):
     block = loaded(f"models/{name}.yml")["model"]
     inspect.signature(registry.get_model_class(block.pop("name"))).bind(**block)
-    assert block["ev_per_output"] == 0.0433641
+    assert block["ev_per_output"] == KCAL_PER_MOL
 
 
 #: recipe and name of the run, or a config and a method of the command line

@@ -113,7 +113,7 @@ def test_results(finished):
 
 
 def test_forces_are_in_the_test_set_alone_and_training_sets_are_nested(inputs, tmp_path, monkeypatch):
-    from fairchem_piwsl.structures import read_labelled
+    from fairchem_piwsl.datasets.read import read_labelled
 
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     prepare_labels = importlib.import_module("fine_tuning_data").prepare_labels

@@ -16,7 +16,7 @@ from conftest import (
     to_data,
     write_lmdb,
 )
-from helpers_trainer import CASE_D, first_batch, forward_and_loss, separate_call, trainer_at_step
+from helpers_trainer import CASE_D, EV, first_batch, forward_and_loss, separate_call, trainer_at_step
 
 WEAK = {"c_pitc": 0.1, "c_pisc": 0.01, "c_wl": 0.1, "eps_max": 0.02}
 
@@ -153,10 +153,10 @@ def test_weak_label_is_a_mean_over_structures_with_the_labels_it_needs(some_forc
     for batch in trainer.train_loader.loader:
         before = batch.clone()
         out, loss = forward_and_loss(trainer, batch)
-        dr, unit = out.moved["C"].double().numpy(), KCAL_PER_MOL * 23.060548
+        dr, unit = out.moved["C"].double().numpy(), KCAL_PER_MOL * EV
         _, f_a = separate_call(trainer.model, before, before.pos)
         e_c, _ = separate_call(trainer.model, before, before.pos + out.moved["C"])
-        label_e, label_f = before.energy.numpy() * 23.060548, before.forces.numpy() * 23.060548
+        label_e, label_f = before.energy.numpy() * EV, before.forces.numpy() * EV
         slope = label_f if forces == "reference" else f_a * unit
         values = []
         for i in range(before.num_graphs):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from ase import units
+from ase import Atoms, units
 
 from fairchem_piwsl.datasets.ase_files import broken
-from fairchem_piwsl.datasets.structure import Structure, no_forces
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.structures import Labelled, no_forces
 
 
 class Ani1xSource:
@@ -64,7 +64,7 @@ class Ani1xSource:
     def count(self) -> int:
         return sum(len(indices) for indices in self._groups.values())
 
-    def read(self, indices: Sequence[int]) -> Iterator[Structure]:
+    def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
         wanted = np.asarray(indices)
         start = 0
         with h5py.File(self.path, "r") as file:
@@ -74,7 +74,7 @@ class Ani1xSource:
                 if len(here):
                     yield from self._read_group(file[name], name, labelled[here])
 
-    def _read_group(self, group: h5py.Group, name: str, rows: np.ndarray) -> Iterator[Structure]:
+    def _read_group(self, group: h5py.Group, name: str, rows: np.ndarray) -> Iterator[Labelled]:
         with broken(self.path):
             numbers = group["atomic_numbers"][()].astype(int)
             positions = group["coordinates"][rows].astype(float)
@@ -83,12 +83,9 @@ class Ani1xSource:
             if self.has_forces_in(group):
                 forces = group[f"{self.level}.forces"][rows].astype(float) * units.Hartree
         for k, row in enumerate(rows):
-            yield Structure(
-                numbers=numbers,
-                positions=positions[k],
-                cell=np.zeros((3, 3)),
-                pbc=np.zeros(3, dtype=bool),
-                energy=float(energies[k]),
-                forces=no_forces(len(numbers)) if forces is None else forces[k],
-                source=f"{name}:{row}",
+            yield Labelled(
+                Atoms(numbers, positions[k]),
+                float(energies[k]),
+                no_forces(len(numbers)) if forces is None else forces[k],
+                f"{name}:{row}",
             )

@@ -6,17 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fairchem_piwsl.datasets.ase_files import broken
 from fairchem_piwsl.datasets.prepare import Plan
 from fairchem_piwsl.datasets.published.npz_files import NpzSource
-from fairchem_piwsl.datasets.published.paper_splits import Chosen, PaperSplit, choose_sizes, draw
+from fairchem_piwsl.datasets.published.paper_splits import Chosen, PaperSplit, Request, choose_sizes, draw
 from fairchem_piwsl.errors import UserError
-
-if TYPE_CHECKING:
-    from fairchem_piwsl.datasets.published.plans import Request
 
 #: rmd17_aspirin_train_01.npz, ethanol_ccsd_t-test.npz, md22_AT-AT.npz, rmd17_aspirin.npz
 _NAME = re.compile(
@@ -150,11 +147,11 @@ def _published_pair(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
 def _published_index(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
     """Train and test by rMD17's index files, validation from the other frames."""
     source = roles.rest[0]
-    rows = {role: np.loadtxt(path, dtype=int, delimiter=",", ndmin=1) for role, path in roles.index.items()}
+    rows = {role: _rows(path) for role, path in roles.index.items()}
     total = source.count()
-    if max(r.max() for r in rows.values()) >= total:
+    if max(map(np.max, rows.values())) >= total or min(map(np.min, rows.values())) < 0:
         raise UserError(
-            f"{source.name} holds {total} frames, fewer than the index files name; give the full file."
+            f"{source.name} holds {total} frames, other ones than the index files name; give the full file."
         )
     rng = np.random.default_rng(request.seed)
     train = rows["train"] if request.seed == 0 else rng.permutation(rows["train"])
@@ -180,6 +177,14 @@ def _published_index(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
         {},
         sizes.notes,
     )
+
+
+def _rows(path: Path) -> np.ndarray:
+    with broken(path):
+        rows = np.loadtxt(path, dtype=int, delimiter=",", ndmin=1)
+        if not len(rows):
+            raise ValueError("it is empty")
+    return rows
 
 
 def _published_sizes(room: Chosen, paper: PaperSplit, request: Request, name: str) -> Chosen:

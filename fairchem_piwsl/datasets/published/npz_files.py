@@ -8,28 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from fairchem_piwsl.datasets.ase_files import broken
-from fairchem_piwsl.datasets.structure import Structure
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.units import ENERGY_UNITS
+from fairchem_piwsl.structures import Labelled
+from fairchem_piwsl.units import ENERGY_UNITS, LENGTH_UNITS, energy_unit, length_unit
 
 #: names of atomic numbers, positions, energies and forces: rMD17, sGDML
 _LAYOUTS = (("nuclear_charges", "coords", "energies", "forces"), ("z", "R", "E", "F"))
 
 
 class NpzSource:
-    """One npz file in kcal/mol (or the file's own `e_unit`) and Angstrom."""
+    """One npz file, or a slice of it, in kcal/mol and Angstrom unless it says `e_unit` and `r_unit` of its own.
 
-    def __init__(self, path: Path):
+    Forces are in the energy unit per length unit. Arrays of Python objects are refused: they are pickles, which
+    may execute anything.
+    """
+
+    def __init__(self, path: Path, frames: slice = slice(None)):
         self.path = path
         self.name = path.name
         self.paths = [path]
+        self.frames = frames
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
         """Arrays numbers [N], positions and forces [n, N, 3], energies [n], in the file's units."""
-        with broken(self.path), np.load(self.path, allow_pickle=True) as file:
+        with broken(self.path), np.load(self.path, allow_pickle=False) as file:
             names = set(file.files)
             layout = next((keys for keys in _LAYOUTS if names.issuperset(keys)), None)
             if layout is None:
@@ -37,43 +43,46 @@ class NpzSource:
                     f"{self.path} has the arrays {', '.join(sorted(names))} but not {' '.join(_LAYOUTS[0])} "
                     f"or {' '.join(_LAYOUTS[1])}; give a file as published."
                 )
-            numbers, positions, energies, forces = (np.asarray(file[key]) for key in layout)
-            unit = str(np.asarray(file["e_unit"]).astype(str)) if "e_unit" in names else "kcal/mol"
-            index = np.asarray(file["old_indices"]) if "old_indices" in names else None
+            numbers, positions, energies, forces = (_plain(self.path, file, key, "iuf") for key in layout)
+            energy = energy_unit(self._text(file, "e_unit", "kcal/mol"), f"{self.path}: e_unit")
+            length = length_unit(self._text(file, "r_unit", "Angstrom"), f"{self.path}: r_unit")
+            index = _plain(self.path, file, "old_indices", "iu") if "old_indices" in names else None
         energies = energies.reshape(len(positions)) if energies.size == len(positions) else energies
         if positions.ndim != 3 or forces.shape != positions.shape or energies.shape != positions.shape[:1]:
             raise UserError(
                 f"{self.path} has positions {positions.shape}, energies {energies.shape} and forces "
                 f"{forces.shape}, which do not belong together; give a file as published."
             )
-        if numbers.reshape(-1).shape != positions.shape[1:2]:
+        if numbers.reshape(-1).shape != positions.shape[1:2] or not (numbers == numbers.astype(int)).all():
             raise UserError(
-                f"{self.path} has {numbers.size} atomic numbers for {positions.shape[1]} atoms; "
-                f"give a file as published."
+                f"{self.path} has {numbers.size} atomic numbers for {positions.shape[1]} atoms, or some that are no "
+                f"whole numbers; give a file as published."
             )
         return {
             "numbers": numbers.reshape(-1).astype(int),
             "positions": positions,
             "energies": energies,
             "forces": forces,
-            "unit": ENERGY_UNITS.get(unit, ENERGY_UNITS["kcal/mol"]),
+            "energy": ENERGY_UNITS[energy],
+            "length": LENGTH_UNITS[length],
             "index": index,
+            "rows": range(len(energies))[self.frames],
         }
 
-    def count(self) -> int:
-        return len(self._arrays["energies"])
+    def _text(self, file: Any, key: str, default: str) -> str:
+        return str(_plain(self.path, file, key, "SU").astype(str)) if key in file.files else default
 
-    def read(self, indices: Sequence[int]) -> Iterator[Structure]:
+    def count(self) -> int:
+        return len(self._arrays["rows"])
+
+    def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
         a = self._arrays
-        for i in indices:
-            yield Structure(
-                numbers=a["numbers"],
-                positions=np.asarray(a["positions"][i], dtype=float),
-                cell=np.zeros((3, 3)),
-                pbc=np.zeros(3, dtype=bool),
-                energy=float(a["energies"][i]) * a["unit"],
-                forces=np.asarray(a["forces"][i], dtype=float) * a["unit"],
-                source=f"{self.name}:{i}",
+        for i in (a["rows"][k] for k in indices):
+            yield Labelled(
+                Atoms(a["numbers"], np.asarray(a["positions"][i], dtype=float) * a["length"]),
+                float(a["energies"][i]) * a["energy"],
+                np.asarray(a["forces"][i], dtype=float) * (a["energy"] / a["length"]),
+                f"{self.name}:{i}",
             )
 
     def keys(self) -> list[Any]:
@@ -82,3 +91,20 @@ class NpzSource:
         if a["index"] is not None and len(np.unique(a["index"])) == self.count():
             return [int(i) for i in a["index"]]
         return [np.round(p, 6).tobytes() for p in a["positions"]]
+
+
+def _plain(path: Path, file: Any, key: str, kinds: str) -> np.ndarray:
+    """An array of the file whose type is one of numpy's `kinds`."""
+    try:
+        array = np.asarray(file[key])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise UserError(
+            f"{path}: the array {key} holds pickled Python objects, which are not read since they may execute "
+            f"anything; save it as an array of numbers."
+        ) from None
+    if array.dtype.kind not in kinds:
+        what = "numbers" if "f" in kinds else "text"
+        raise UserError(f"{path}: the array {key} holds no {what} ({array.dtype}); give a file as published.")
+    return array

@@ -28,6 +28,20 @@ class PaperSplit:
         return max(train, MIN_VAL) if self.val is None else self.val
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; sizes that are left out are the paper's."""
+
+    name: str
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+    seed: int = 0
+    molecule: str | None = None  # rmd17, md22, md17_ccsd_t: which, if the files hold several
+    level: str = "wb97x_dz"  # ani1x: level of theory
+    published_split: str | None = None  # rmd17: number of the split that the authors published
+
+
 @dataclass
 class Chosen:
     """Sizes that were settled on, and what to tell the user."""

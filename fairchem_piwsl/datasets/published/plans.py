@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fairchem_piwsl.datasets.prepare import Plan, WriteOptions, write_dataset
 from fairchem_piwsl.datasets.published.ani1x import Ani1xSource
 from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
-from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, choose_sizes, draw
+from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes, draw
 from fairchem_piwsl.datasets.published.xsf_archives import XsfSource, natural_order
 from fairchem_piwsl.datasets.readers import Source
 from fairchem_piwsl.errors import UserError
@@ -29,20 +28,6 @@ NAMES = tuple(PAPER)
 _TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for; sizes that are left out are the paper's."""
-
-    name: str
-    train: int | None = None
-    val: int | None = None
-    test: int | None = None
-    seed: int = 0
-    molecule: str | None = None  # rmd17, md22, md17_ccsd_t: which, if the files hold several
-    level: str = "wb97x_dz"  # ani1x: level of theory
-    published_split: str | None = None  # rmd17: number of the split that the authors published
-
-
 def prepare_published(
     name: str,
     paths: Sequence[str | Path],
@@ -54,6 +39,7 @@ def prepare_published(
     molecule: str | None = None,
     level: str | None = None,
     published_split: str | None = None,
+    trust_units: bool = False,
     overwrite: bool = False,
     progress: bool = True,
     quiet: bool = False,
@@ -72,6 +58,7 @@ def prepare_published(
         molecule: which molecule, if the files hold several.
         level: ANI-1x's level of theory, `wb97x_dz` if left out.
         published_split: rMD17's split, `01` to `05`, if the files come with them.
+        trust_units: keep labels that seem to have another unit.
         overwrite: replace a data set in `out` that this function or `prepare` wrote.
     """
     if name not in PAPER:
@@ -90,10 +77,9 @@ def prepare_published(
     sources, make_plan = _open(request, _expand(paths))
     arguments = {**vars(request), "paths": [str(p) for p in paths]}
     options = WriteOptions(
-        units="eV",
         need_forces=not (isinstance(sources[0], Ani1xSource) and not sources[0].has_forces),
         allow_duplicates=True,  # published as they are: reported, not refused
-        trust_units=True,
+        trust_units=trust_units,
         overwrite=overwrite,
         reuse=True,
         progress=progress,
@@ -145,7 +131,7 @@ def _expand(paths: Sequence[str | Path]) -> list[Path]:
         text = str(path)
         matches = [Path(p) for p in sorted(glob.glob(text))] if glob.has_magic(text) else [Path(text)]
         if not matches or not all(match.exists() for match in matches):
-            raise UserError(f"{text} does not exist.")
+            raise UserError(f"{text} does not exist; give the files or folder of the data set.")
         found += matches
     if not found:
         raise UserError("No files given: name the data set's files or folder.")

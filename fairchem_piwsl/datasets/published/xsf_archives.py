@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fairchem_piwsl.datasets.ase_files import broken, read_xsf
 from fairchem_piwsl.datasets.ase_labels import LabelOptions, to_structure
-from fairchem_piwsl.datasets.structure import Structure
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.structures import Labelled
 
 
 class XsfSource:
@@ -39,7 +39,7 @@ class XsfSource:
     def count(self) -> int:
         return len(self._members)
 
-    def read(self, indices: Sequence[int]) -> Iterator[Structure]:
+    def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
         wanted = [self._members[i] for i in indices]
         for name, text in self._texts(wanted):
             where = self.path / name if self.path.is_dir() else Path(f"{self.path}/{name}")
