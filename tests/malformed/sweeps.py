@@ -171,7 +171,7 @@ CASES = [
     start("folder-not-empty", {}, ("--folder", "out", "not empty"), "choose another", **{"out/notes.txt": "mine"}),
     # commands on a sweep
     *(
-        Case(f"{name}-nothing", f"piwsl sweep {name} {where}", (where, "holds no sweep"), "sweep start", {"a/b": "c"})
+        Case(f"{name}-nothing-{where}", f"piwsl sweep {name} {where}", (where, "holds no sweep"), "sweep start", {"a/b": "c"})
         for name in ("status", "resume", "best", "report")
         for where in ("gone", "a")
     ),
