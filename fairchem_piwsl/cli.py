@@ -6,7 +6,6 @@ Python as well, and that is imported only when its command runs, so that `piwsl 
 
 from __future__ import annotations
 
-import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,15 +15,11 @@ import typer
 from fairchem_piwsl.analysis import analysis_commands as analysis
 from fairchem_piwsl.datasets import prepare_command as datasets
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import disk_sentence
 from fairchem_piwsl.sweeps.sweep_commands import sweep_app
 
 #: a mistake in the options; typer brings a click of its own, whose names it does not export
 _UsageError: Any = typer.BadParameter.__mro__[1]
-#: a file cannot be written or read, whatever the command
-_DISK = {
-    getattr(errno, name)
-    for name in ["EACCES", "EDQUOT", "EFBIG", "EIO", "EISDIR", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"]
-}
 
 app = typer.Typer(
     name="piwsl",
@@ -151,10 +146,9 @@ def main() -> None:
         print(f"piwsl: {message}; `{command} --help` lists what there is.", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno not in _DISK:
+        if not (sentence := disk_sentence(error)):
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"piwsl: {place}{error.strerror}; check its permissions and the free space.", file=sys.stderr)
+        print(f"piwsl: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except typer.Abort:
         print("piwsl: interrupted.", file=sys.stderr)

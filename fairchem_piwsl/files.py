@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -102,6 +103,18 @@ def read_json(path: Path) -> Any:
 def file_name(label: str) -> str:
     """`label` as a part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", label).strip("_") or "model"
+
+
+#: errors of the operating system that say that a file cannot be written or read, whatever the command
+_DISK = ("EACCES", "EDQUOT", "EFBIG", "EIO", "EISDIR", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+
+
+def disk_sentence(error: OSError) -> str | None:
+    """What to tell the user where the disk or its permissions are at fault; None where something else is."""
+    if errno.errorcode.get(error.errno or 0) not in _DISK:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}; check its permissions and the free space."
 
 
 def check_output_folder(folder: str | os.PathLike[str], option: str = "--out") -> None:

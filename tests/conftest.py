@@ -191,3 +191,11 @@ def analysis_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from helpers_broken_inputs import write_inputs
 
     return write_inputs(tmp_path_factory.mktemp("analysis_inputs"))
+
+
+@pytest.fixture(scope="session")
+def run_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config, a finished run of it, and checkpoints of all wrong kinds."""
+    from helpers_run_inputs import write_run_inputs
+
+    return write_run_inputs(tmp_path_factory.mktemp("run_inputs"))

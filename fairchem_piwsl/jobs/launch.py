@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 import sys
@@ -14,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_folder
+from fairchem_piwsl.files import check_output_folder, disk_sentence
 from fairchem_piwsl.jobs.command_line import read_arguments
 from fairchem_piwsl.jobs.flag_checks import check_flags, check_slurm
 from fairchem_piwsl.jobs.resuming import check_start, is_finished
@@ -26,8 +25,6 @@ from fairchem_piwsl.upstream.run_start import run_name, send_jobs_with
 
 #: the names of `PIWSLForcesTrainer` in a config
 OWN_TRAINER = ("piwsl_forces", "fairchem_piwsl.trainer.PIWSLForcesTrainer")
-#: errors of the operating system that say that a place cannot be written
-NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 #: exit code where a signal has ended a run, whichever it was
 STOPPED = 128 + signal.SIGTERM
 
@@ -47,13 +44,9 @@ def main(arguments: list[str] | None = None, program: str = "main.py") -> None:
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.errno not in NOT_WRITABLE:
+        if not (sentence := disk_sentence(error)):
             raise
-        where = error.filename or "the folder of --run-dir"
-        print(
-            f"{program}: {where} cannot be written ({error.strerror}): make room, or give another --run-dir.",
-            file=sys.stderr,
-        )
+        print(f"{program}: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{program}: interrupted.", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -60,6 +61,46 @@ def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="sbatch"):
         submit(args, configs)
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.fixture
+def refusing_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SLURM that takes no job."""
+    for name in ("sbatch", "srun"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(
+            "#!/bin/sh\necho 'error: Batch job submission failed: no partition nope.' >&2; exit 1\n"
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("refusing_sbatch")
+def test_jobs_that_slurm_refuses_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.yml").write_text("optim: {}\n")
+    logs = tmp_path / "logs"
+    flags = ["--config-yml", tmp_path / "a.yml", "--submit", "--seeds", 0, 1, "--logdir", logs]
+    with pytest.raises(UserError, match=r"sbatch did not take the job \(.*no partition nope\): correct"):
+        submit(*configs_of(*flags))
+    assert not logs.exists()
+    logs.mkdir()
+    (logs / "0123.pkl").write_bytes(b"of another command that is just sending its jobs")
+    with pytest.raises(UserError, match="sbatch"):
+        submit(*configs_of(*flags))
+    assert [path.name for path in logs.iterdir()] == ["0123.pkl"]
+
+
+def test_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "runs"))
+
+    (tmp_path / "a.yml").write_text("optim: {}\n")
+    monkeypatch.setattr(launch, "build_configs", full)
+    with pytest.raises(SystemExit) as end:
+        launch.main(["--mode", "train", "--config-yml", str(tmp_path / "a.yml")])
+    assert end.value.code == 2
+    assert f"main.py: {tmp_path / 'runs'}: No space left on device; check" in capsys.readouterr().err
 
 
 def test_own_checkpoint_comes_before_a_given_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -187,6 +188,20 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     save_atomically({"a": 1}, path)
     with pytest.raises(Exception, match="pickle"):
         save_atomically({"a": lambda: None}, path)
+    assert read_torch_file(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_atomically({"a": 1}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"checkpoint\.pt cannot be written .*--run-dir"):
+            save_atomically({"a": torch.zeros(10_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_torch_file(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
