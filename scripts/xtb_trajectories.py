@@ -26,6 +26,7 @@ from rich.progress import track
 
 from fairchem_piwsl.analysis.reference_calculators import reference_calculator
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import whole_file
 
 TIMESTEP_FS = 0.5
 FRICTION_PER_FS = 0.01
@@ -73,11 +74,9 @@ def trajectory(
 
 
 def write_whole(path: Path, frames: list[Atoms]) -> None:
-    """Write beside the final name, then rename, so that a stopped run leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    write(unfinished, frames, format="extxyz")
-    unfinished.replace(path)
+    """Write extxyz, whole or not at all."""
+    with whole_file(path, "w") as file:
+        write(file, frames, format="extxyz")
 
 
 def main() -> None:

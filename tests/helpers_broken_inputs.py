@@ -42,6 +42,9 @@ def write_checkpoints(folder: Path, state: dict[str, Any]) -> None:
             name,
             state_dict={**state["state_dict"], first: torch.full_like(state["state_dict"][first], value)},
         )
+    diverged = folder / "diverged" / "checkpoints" / "run"
+    diverged.mkdir(parents=True)
+    copy_file(folder / "nan.pt", diverged / "best_checkpoint.pt")
     huge = {
         key: value * 1e30 if value.is_floating_point() else value
         for key, value in state["state_dict"].items()

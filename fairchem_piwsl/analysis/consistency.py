@@ -15,7 +15,7 @@ import torch
 from ase import Atoms
 
 from fairchem_piwsl import losses
-from fairchem_piwsl.analysis.potential import Prediction
+from fairchem_piwsl.analysis.potential import Predictions
 from fairchem_piwsl.structures import as_molecule, is_isolated
 
 # Points of the fourth-order central difference, in steps.
@@ -28,7 +28,7 @@ TAYLOR_KEYS = ("pitc_k0", "pitc_k0.5", "pisc_k0", "pisc_k0.5")
 class Predictor(Protocol):
     """What is needed of a model."""
 
-    def predict(self, structures: Sequence[Atoms], batch_size: int = 16) -> Prediction:
+    def predict(self, structures: Sequence[Atoms], batch_size: int = 16) -> Predictions:
         """Energies and forces of `structures`."""
 
 
@@ -78,7 +78,7 @@ def taylor_residuals(
     return {key: np.array(values) for key, values in rows.items()}
 
 
-def _tensors(prediction: Prediction) -> losses.Prediction:
+def _tensors(prediction: Predictions) -> losses.Prediction:
     """The structures of a prediction as one batch in float64."""
     forces = torch.as_tensor(np.concatenate(prediction.forces), dtype=torch.float64)
     return losses.Prediction(torch.as_tensor(prediction.energy, dtype=torch.float64), forces)

@@ -18,7 +18,7 @@ from fairchem_piwsl.analysis.error_metrics import (
     in_units,
     unit_of,
 )
-from fairchem_piwsl.analysis.potential import Potential, Prediction, load_potentials
+from fairchem_piwsl.analysis.potential import Potential, Predictions, load_potentials
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.errors import UserError
@@ -94,7 +94,7 @@ def check_labels(structures: Sequence[Labelled], data: str | Path) -> None:
 
 
 def unit_warning(
-    structures: Sequence[Labelled], predictions: Sequence[Prediction], data: str | Path
+    structures: Sequence[Labelled], predictions: Sequence[Predictions], data: str | Path
 ) -> str | None:
     """A sentence where labels would fit a model's predictions in another unit than eV, else None.
 
@@ -168,7 +168,7 @@ def _element_fit(structures: Sequence[Labelled], energy: np.ndarray) -> np.ndarr
 
 
 def plot_parity(
-    structures: Sequence[Labelled], prediction: Prediction, units: str, title: str, path: Path
+    structures: Sequence[Labelled], prediction: Predictions, units: str, title: str, path: Path
 ) -> Path:
     """Predicted against reference energies and force components, one panel for each label that is there."""
     factor, energy_unit, force_unit = UNITS[units]
@@ -223,7 +223,7 @@ def _parity_panel(fig: Any, axes: Any, x: np.ndarray, y: np.ndarray) -> None:
 def _describe(
     potential: Potential,
     structures: Sequence[Labelled],
-    prediction: Prediction,
+    prediction: Predictions,
     groups: dict[str, np.ndarray],
     units: str,
     n_bootstrap: int,

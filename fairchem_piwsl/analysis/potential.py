@@ -28,7 +28,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Predictions:
     """Energies [S] in eV and, one [n_atoms, 3] array per structure, forces in eV/Angstrom."""
 
     energy: np.ndarray
@@ -62,7 +62,7 @@ class Potential:
         """The torch module."""
         return self._trainer.model
 
-    def predict(self, structures: Sequence[Atoms], batch_size: int = 16) -> Prediction:
+    def predict(self, structures: Sequence[Atoms], batch_size: int = 16) -> Predictions:
         """Energies and forces of `structures`, in their order."""
         energies, forces = [], []
         for start in range(0, len(structures), batch_size):
@@ -76,7 +76,7 @@ class Potential:
                 )
             energies.append(energy)
             forces += np.split(force, np.cumsum([len(atoms) for atoms in chunk])[:-1])
-        return Prediction(np.concatenate(energies) if energies else np.zeros(0), forces)
+        return Predictions(np.concatenate(energies) if energies else np.zeros(0), forces)
 
     def calculator(self) -> PotentialCalculator:
         """A fresh ASE calculator around this model."""

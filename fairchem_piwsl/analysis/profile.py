@@ -13,7 +13,7 @@ from ase import Atoms
 
 from fairchem_piwsl.analysis.bonds import fragment
 from fairchem_piwsl.analysis.error_metrics import energy_units
-from fairchem_piwsl.analysis.potential import Prediction, load_potentials
+from fairchem_piwsl.analysis.potential import Predictions, load_potentials
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.datasets.read import read_structure
 from fairchem_piwsl.errors import UserError
@@ -110,7 +110,7 @@ def stretched(atoms: Atoms, bond: tuple[int, int], moving: np.ndarray, lengths: 
     return frames
 
 
-def _by_calculator(name: str, frames: Sequence[Atoms]) -> Prediction:
+def _by_calculator(name: str, frames: Sequence[Atoms]) -> Predictions:
     """Energies and forces by a reference method; NaN where its self-consistent field does not converge."""
     calculator = reference_calculator(name)
     energies, forces = [], []
@@ -125,7 +125,7 @@ def _by_calculator(name: str, frames: Sequence[Atoms]) -> Prediction:
             forces.append(np.full((len(atoms), 3), np.nan))
     if np.isnan(energies[-1]):
         raise UserError(f"{name}: cannot calculate the structure as given; are its elements known to {name}?")
-    return Prediction(np.array(energies), forces)
+    return Predictions(np.array(energies), forces)
 
 
 def _measures(

@@ -93,7 +93,10 @@ class RdfCriterion:
 
 
 def radial_distribution(frames: Sequence[Atoms], edges: np.ndarray) -> np.ndarray:
-    """g(r) of all pairs in the bins between `edges`, averaged over frames, by nearest images."""
+    """g(r) of all pairs in the bins between `edges`, averaged over frames, by nearest images.
+
+    ase.geometry.rdf counts n instead of the n - 1 other atoms around each, so that g does not tend to 1.
+    """
     total = np.zeros(len(edges) - 1)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     for atoms in frames:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fairchem_piwsl.files import write_text
 from fairchem_piwsl.report.html_page import Part, Table, write_html
+from fairchem_piwsl.report.printed_results import Printed
+from fairchem_piwsl.report.runs import Run
 from fairchem_piwsl.report.statistics import Entry, mean_and_spread
 from fairchem_piwsl.report.tables import markdown_table
-
-if TYPE_CHECKING:
-    from fairchem_piwsl.report.report import Section
 
 Names = dict[str, tuple[str, str]]
 HEADINGS = ("quantity", "method", "runs", "mean ± spread", "change", "p", "paper")
@@ -24,6 +23,18 @@ NOTES = (
 # Quantities of which more is better; nothing is said about those in the second set.
 MORE_IS_BETTER = {"forces_cosine", "time_to_failure"}
 NEUTRAL = {"wall_time", "steps", "pitc_slope"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One data set, training size and model: its comparison, the paper's values, its figures."""
+
+    title: str
+    entries: list[Entry]
+    paper: dict[tuple[str, str], Printed]
+    equal_time: float | None
+    figures: list[Path]
+    runs: list[Run]
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section], names: Names) -> None:

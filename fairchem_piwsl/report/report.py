@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,6 @@ QUANTITIES = {
 }
 
 
-@dataclass(frozen=True)
-class Section:
-    """One data set, training size and model: its comparison, the paper's values, its figures."""
-
-    title: str
-    entries: list[Entry]
-    paper: dict[tuple[str, str], printed_results.Printed]
-    equal_time: float | None
-    figures: list[Path]
-    runs: list[Run]
-
-
 def make_report(
     folders: Sequence[str | Path],
     *,
@@ -84,7 +72,7 @@ def make_report(
         _evaluate(runs, data, out / "evaluations", load_options)
     add_measurements(runs, [*folders, *([out / "evaluations"] if data is not None else [])], units)
     names = quantity_names({key for run in runs for key in run.values}, energy_unit)
-    sections: list[Section] = []
+    sections: list[page.Section] = []
     for (dataset, n_train, model, energies_only), methods in families(runs).items():
         limit = add_timed_errors(methods, factor)
         entries = compare_methods(methods, list(names))
@@ -99,7 +87,7 @@ def make_report(
         ]
         members = [run for group in methods.values() for run in group]
         kept = [figure for figure in figures if figure is not None]
-        sections.append(Section(heading, entries, printed, limit, kept, members))
+        sections.append(page.Section(heading, entries, printed, limit, kept, members))
     result = _as_dict(sections, units, names)
     write_result(out / "report.json", result)
     page.write_page(out / "report.html", title, sections, names)
@@ -149,7 +137,9 @@ def _printed(
     return found
 
 
-def _as_dict(sections: Sequence[Section], units: str, names: dict[str, tuple[str, str]]) -> dict[str, Any]:
+def _as_dict(
+    sections: Sequence[page.Section], units: str, names: dict[str, tuple[str, str]]
+) -> dict[str, Any]:
     return {
         "command": "report",
         "units": units,

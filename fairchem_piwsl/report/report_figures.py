@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.report import figures
@@ -124,10 +125,9 @@ def survival(starts: Sequence[tuple[float, bool]]) -> tuple[np.ndarray, np.ndarr
 
     Each start is its length in ps and whether it failed; one that did not fail counts up to its length.
     """
-    times, shares = [0.0], [1.0]
-    for time in sorted({length for length, _ in starts}):
-        at_risk = sum(length >= time for length, _ in starts)
-        failures = sum(failed and length == time for length, failed in starts)
-        times.append(time)
-        shares.append(shares[-1] * (1 - failures / at_risk))
-    return np.array(times), np.array(shares)
+    ended = stats.CensoredData(
+        uncensored=[length for length, failed in starts if failed],
+        right=[length for length, failed in starts if not failed],
+    )
+    survivors = stats.ecdf(ended).sf
+    return np.append(0.0, survivors.quantiles), np.append(1.0, survivors.probabilities)

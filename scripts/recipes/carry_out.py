@@ -16,6 +16,7 @@ import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import write_text
 from fairchem_piwsl.report.runs import model_name
 from recipes.compare import best_checkpoint, train
 from recipes.recipe_file import Recipe
@@ -94,8 +95,7 @@ def write_trainings(configs: Mapping[str, Any], seeds: Sequence[int], out: Path)
                 f"{files[name]} holds other settings than asked for now: choose another --out, or remove {out}."
             )
     for name, path in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(texts[name])
+        write_text(path, texts[name])
     return [
         Training(name, files[name], Path(config["dataset"]["test"]["src"]), seed, out / name / f"seed{seed}")
         for seed in seeds

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fairchem_piwsl.analysis import consistency as measures
 from fairchem_piwsl.analysis.consistency_report import check_consistency
-from fairchem_piwsl.analysis.potential import Prediction
+from fairchem_piwsl.analysis.potential import Predictions
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import as_molecule, is_isolated
@@ -29,7 +29,7 @@ class Analytic:
 
     def predict(self, structures, batch_size=16):
         flat = [atoms.positions.ravel() for atoms in structures]
-        return Prediction(
+        return Predictions(
             np.array([self.energy(x) for x in flat]), [self.forces(x).reshape(-1, 3) for x in flat]
         )
 
@@ -48,7 +48,7 @@ class Emt:
             energy.append(atoms.get_potential_energy())
             centred = atoms.positions - atoms.positions.mean(axis=0)
             forces.append(atoms.get_forces() + self.swirl * np.cross([0, 0, 1], centred))
-        return Prediction(np.array(energy), forces)
+        return Predictions(np.array(energy), forces)
 
 
 @pytest.fixture

@@ -128,6 +128,7 @@ CASES = [
          ("huge.pt", "not finite"), "train"),
     case("evaluate-huge-weights", f"piwsl evaluate {F}/huge.pt --data {F}/data.lmdb", ("huge.pt", "not finite"),
          "train"),
+    case("report-diverged", f"piwsl report {F}/runs {F}/diverged", ("best_checkpoint.pt", "NaN"), "another"),
     case("report-absent", "piwsl report nowhere", "nowhere", "give folders"),
     case("report-no-runs", "piwsl report .", "no checkpoint", "train"),
     case("report-broken-json", f"piwsl report {F}/runs .", "evaluate.json", "delete", evaluate_json="{{half"),
