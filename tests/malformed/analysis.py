@@ -57,7 +57,7 @@ DATA = {
     "strings.lmdb": ("structure 0", "prepare"),
     "numbers.lmdb": ("structure 0", "prepare"),
     "folder": ("no *.lmdb", "path"),
-    "garbage.extxyz": ("garbage.extxyz", "complete"),
+    "garbage.extxyz": ("frame 0", "repair"),
     "empty.xyz": ("empty.xyz", "e"),
 }
 
