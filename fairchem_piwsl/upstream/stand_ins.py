@@ -12,11 +12,16 @@ from typing import Any, NoReturn
 
 from fairchem_piwsl.errors import UserError
 
-_NEEDS_TORCH_SPARSE = (
-    "GemNet and DimeNet++ need torch_sparse, which is not installed: run `pip install setuptools wheel` and then "
-    "`pip install --no-build-isolation torch-scatter torch-sparse` (both compile for some minutes), or choose "
-    "another model."
-)
+#: compiled packages that could not be imported, and why
+_failures: dict[str, str] = {}
+
+
+def _needs_torch_sparse() -> UserError:
+    return UserError(
+        f"GemNet and DimeNet++ need torch_sparse, which cannot be imported here ({_failures['torch_sparse']}): run "
+        "`pip install setuptools wheel` and then `pip install --no-build-isolation torch-scatter torch-sparse` with "
+        "the torch that is installed (both compile for many minutes), or choose another model."
+    )
 
 
 def stand_in_for_torch_scatter() -> None:
@@ -46,12 +51,12 @@ class _Unavailable(type):
     """Classes of this kind can be imported and named in annotations; any use of them raises."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> NoReturn:
-        raise UserError(_NEEDS_TORCH_SPARSE)
+        raise _needs_torch_sparse()
 
     def __getattr__(cls, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise UserError(_NEEDS_TORCH_SPARSE)
+        raise _needs_torch_sparse()
 
 
 class SparseTensor(metaclass=_Unavailable):
@@ -66,9 +71,11 @@ def _loads(name: str) -> bool:
 
     try:
         importlib.import_module(name)
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        _failures[name] = str(error)
         return False
     except Exception as error:  # built for another torch: OSError, RuntimeError, ImportError
+        _failures[name] = " ".join(str(error).split())
         warnings.warn(
             f"{name} cannot be loaded and is replaced; reinstall or remove it: {error}", stacklevel=2
         )

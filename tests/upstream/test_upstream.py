@@ -148,8 +148,30 @@ def test_sparse_tensor_stand_in_says_what_to_do() -> None:
         lambda: stand_ins.SparseTensor(row=torch.zeros(1), col=torch.zeros(1)),
         lambda: stand_ins.SparseTensor.from_dense(torch.ones(1)),
     ):
-        with pytest.raises(UserError, match=r"GemNet and DimeNet\+\+ need torch_sparse.*pip install"):
+        with pytest.raises(
+            UserError, match=r"GemNet and DimeNet\+\+ need torch_sparse.*No module named.*pip install"
+        ):
             use()
+
+
+def test_torch_sparse_that_does_not_load_says_why(tmp_path: Path) -> None:
+    (tmp_path / "torch_sparse.py").write_text("raise ImportError('built for another torch')\n")
+    message = python(
+        """
+import warnings
+warnings.simplefilter("ignore")
+import fairchem_piwsl
+import fairchem.core
+from fairchem_piwsl.errors import UserError
+from torch_sparse import SparseTensor
+try:
+    SparseTensor(row=None)
+except UserError as error:
+    print(error)
+""",
+        folder=tmp_path,
+    )
+    assert "cannot be imported here (built for another torch)" in message
 
 
 def test_dimenet_without_torch_sparse_says_what_to_do() -> None:
