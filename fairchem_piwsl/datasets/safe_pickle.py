@@ -15,6 +15,8 @@ _CLASSES = {
     "numpy": {"ndarray", "dtype"},
     "numpy.core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy.core.numeric": {"_frombuffer"},
+    "numpy._core.numeric": {"_frombuffer"},
     "collections": {"OrderedDict"},
     "copyreg": {"_reconstructor"},
     "builtins": {"object"},

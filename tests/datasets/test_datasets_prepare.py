@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from ase import units
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
 from conftest import make_config, make_trainer
@@ -464,3 +465,62 @@ def test_the_calculator_agrees_on_molecules_without_a_cell(tmp_path):
         atoms.calc = calculator
         assert atoms.get_potential_energy() == pytest.approx(expected["energy"].item(), abs=1e-4)
         np.testing.assert_allclose(atoms.get_forces(), expected["forces"], atol=1e-4)
+
+
+def test_a_linked_folder_is_replaced_and_the_link_stays(tmp_path):
+    path = save(tmp_path / "a.extxyz", molecules(20))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    prepare([path], tmp_path / "out", **SMALL)
+    old = sids(tmp_path / "elsewhere")
+    prepare([path], tmp_path / "out", overwrite=True, seed=5, **SMALL)
+    assert (tmp_path / "out").is_symlink()
+    assert sids(tmp_path / "out") == sids(tmp_path / "elsewhere") != old
+    block = yaml.safe_load((tmp_path / "out/dataset.yml").read_text())
+    assert block["dataset"]["train"]["src"] == str(tmp_path / "out/train/data.lmdb")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.extxyz", "elsewhere", "out"]
+
+
+@pytest.mark.parametrize("name", ["train/mine.txt", "val/more/mine.txt", "test/data.lmdb/mine.txt", "mine/x"])
+def test_replacing_deletes_nothing_of_the_users(tmp_path, name):
+    path = save(tmp_path / "a.extxyz", molecules(20))
+    out = tmp_path / "out"
+    prepare([path], out, **SMALL)
+    if name.startswith("test/data.lmdb"):
+        (out / "test/data.lmdb").unlink()
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match="not from piwsl prepare, so it is not replaced"):
+        prepare([path], out, overwrite=True, **SMALL)
+    assert (out / name).read_text() == "mine"
+
+
+def test_a_link_in_a_data_set_is_the_users(tmp_path):
+    path = save(tmp_path / "a.extxyz", molecules(20))
+    out = tmp_path / "out"
+    prepare([path], out, **SMALL)
+    (out / "train").rename(tmp_path / "big_disk")
+    (out / "train").symlink_to(tmp_path / "big_disk")
+    with pytest.raises(UserError, match="train, which is not from piwsl prepare"):
+        prepare([path], out, overwrite=True, **SMALL)
+    assert (tmp_path / "big_disk/data.lmdb").exists()
+
+
+def test_energies_of_free_atoms_are_the_references(tmp_path):
+    from ase import Atoms
+
+    frames = molecules(20)
+    energies = {"H": -13.6, "C": -1025.0, "O": -2035.0, "N": -1480.0}
+    atoms = [Atoms(symbol) for symbol in energies]
+    for atom, energy in zip(atoms, energies.values(), strict=True):
+        atom.calc = SinglePointCalculator(atom, energy=energy / units.Hartree)
+    save(tmp_path / "atoms.extxyz", atoms)
+    path = save(tmp_path / "a.extxyz", molecules(20, factor=1 / units.Hartree))
+    options = {"reference_files": [tmp_path / "atoms.extxyz"], "units": "Hartree", **SMALL}
+    summary = prepare([path], tmp_path / "out", **options)
+    assert summary["element_references_eV"] == pytest.approx({s: energies[s] for s in ("H", "C", "O")})
+    file = np.load(tmp_path / "out/element_references.npz")["element_references"]
+    assert file.dtype == np.float64
+    assert [file[z] for z in (1, 6, 8)] == pytest.approx([energies[s] for s in ("H", "C", "O")])
+    data = records(tmp_path / "out")[0]
+    assert data.energy.item() == pytest.approx(frames[frame_of(data.sid)].get_potential_energy())
