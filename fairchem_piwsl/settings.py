@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import numbers
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import FLAG, AnyKind, Block, number, one_of, optional, whole
 from fairchem_piwsl.units import kcal_in
 
 EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
@@ -74,17 +72,7 @@ class PIWSLSettings:
     validate_consistency: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            _check_kind(name, getattr(self, name), kind)
-        for name in ("c_pitc", "c_pisc", "c_wl"):
-            _require(self, name, getattr(self, name) >= 0, "a weight >= 0")
-        _require(self, "eps_max", self.eps_max > 0, "a length > 0 in Angstrom")
-        _require(self, "k_2nd", 0 <= self.k_2nd <= 0.5, "in [0, 0.5]")
-        _require(self, "fraction", 0 < self.fraction <= 1, "in (0, 1]")
-        _require(self, "max_bond_fraction", 0 < self.max_bond_fraction < 0.5, "in (0, 0.5)")
-        _require(self, "start_step", self.start_step >= 0, ">= 0")
-        _require(self, "ramp_steps", self.ramp_steps >= 0, ">= 0")
-        _require(self, "every_n_steps", self.every_n_steps >= 1, ">= 1")
+        SETTINGS.check(asdict(self), "optim.piwsl")
         if self.noisy_nodes and self.weak:
             raise UserError(
                 "optim.piwsl.noisy_nodes is a method of its own; set c_pitc, c_pisc and c_wl to 0 to use it."
@@ -103,14 +91,7 @@ class PIWSLSettings:
             UserError: an unknown key or an impossible value, named with the remedy.
         """
         block = {} if block is None else block
-        if not isinstance(block, Mapping):
-            raise UserError(f"optim.piwsl must be a block of settings, not {block!r}.")
-        known = [field.name for field in fields(cls)]
-        for key in block:
-            if key not in known:
-                close = difflib.get_close_matches(str(key).lower(), known, n=1)
-                hint = f"did you mean '{close[0]}'?" if close else f"known settings: {', '.join(known)}."
-                raise UserError(f"optim.piwsl.{key} is not a setting; {hint}")
+        SETTINGS.check(block, "optim.piwsl")
         return cls(**block)
 
     def to_config(self) -> dict[str, Any]:
@@ -162,26 +143,28 @@ class PIWSLSettings:
         return full if full <= num_steps else start
 
 
-def _check_kind(name: str, value: Any, kind: Any) -> None:
-    """Raise unless `value` is what the annotation `kind` asks for."""
-    choices = get_args(kind)
-    if kind is bool or bool in choices:
-        good = isinstance(value, bool) or (value is None and type(None) in choices)
-        wanted = "true or false"
-    elif choices:
-        good = not isinstance(value, bool) and value in choices
-        wanted = f"one of {', '.join(map(str, choices))}"
-    elif kind is int:
-        good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        wanted = "a whole number"
-    else:
-        good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-        wanted = "a finite number"
-    if not good:
-        hint = " (write 1.0e-2, YAML reads 1e-2 as text)" if isinstance(value, str) and kind is float else ""
-        raise UserError(f"optim.piwsl.{name} must be {wanted}, not {value!r}{hint}.")
+#: what lies within the type of a setting, but makes no sense
+RANGES = {
+    "c_pitc": number(low=0),
+    "c_pisc": number(low=0),
+    "c_wl": number(low=0),
+    "eps_max": number(above=0),
+    "k_2nd": number(low=0, high=0.5),
+    "fraction": number(above=0, high=1),
+    "max_bond_fraction": number(above=0, below=0.5),
+    "start_step": whole(0),
+    "ramp_steps": whole(0),
+    "every_n_steps": whole(1),
+}
 
 
-def _require(settings: PIWSLSettings, name: str, condition: bool, wanted: str) -> None:
-    if not condition:
-        raise UserError(f"optim.piwsl.{name} must be {wanted}, not {getattr(settings, name)!r}.")
+def _kind(annotation: Any) -> AnyKind:
+    choices = get_args(annotation)
+    if choices:
+        return optional(FLAG) if bool in choices else one_of(choices)
+    return {bool: FLAG, int: whole(), float: number()}[annotation]
+
+
+SETTINGS = Block(
+    {name: RANGES.get(name) or _kind(kind) for name, kind in get_type_hints(PIWSLSettings).items()}
+)

@@ -19,12 +19,10 @@ from fairchem_piwsl.jobs.flag_checks import check_flags, check_slurm
 from fairchem_piwsl.jobs.resuming import check_start, is_finished
 from fairchem_piwsl.jobs.runner import Runner, rank_count, run
 from fairchem_piwsl.jobs.submission import build_configs, submit
-from fairchem_piwsl.training import preflight
 from fairchem_piwsl.training.checkpoint_files import trust
+from fairchem_piwsl.training.preflight import check_configs
 from fairchem_piwsl.upstream.run_start import run_name, send_jobs_with
 
-#: the names of `PIWSLForcesTrainer` in a config
-OWN_TRAINER = ("piwsl_forces", "fairchem_piwsl.trainer.PIWSLForcesTrainer")
 #: exit code where a signal has ended a run, whichever it was
 STOPPED = 128 + signal.SIGTERM
 
@@ -63,6 +61,7 @@ def start(arguments: list[str] | None, program: str) -> None:
         raise UserError(f"--mode {args.mode} needs trained weights: add --checkpoint .../best_checkpoint.pt.")
     check_output_folder(args.run_dir, "--run-dir")
     configs = build_configs(args, overrides)
+    check_configs(configs)
     for config in configs:
         check_slurm(config.get("slurm") or {})
         check_start(config, rank_count(config["world_size"]))
@@ -88,10 +87,6 @@ def run_here(config: dict[str, Any], ranks: int) -> str | None:
     """Train in this process, or in `ranks` of this machine; the name of the run where a signal has ended it."""
     if ranks == 1:
         return run(config)
-    if config.get("trainer") in OWN_TRAINER:
-        # before ranks start, each of which would print a mistake with a traceback
-        keys = ("model", "outputs", "dataset", "loss_functions", "evaluation_metrics")
-        preflight.check({"optimizer": config["optim"], **{key: config.get(key, {}) for key in keys}})
     # An open LMDB cannot be handed to another process, so the ranks read their data themselves.
     config["optim"]["num_workers"] = 0
     logging.info(f"{ranks} ranks on this machine; optim.num_workers is 0 there")

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from fairchem_piwsl.training.checkpoint_files import read_checkpoint
+from fairchem_piwsl.training.data_checks import close
 from fairchem_piwsl.upstream.checkpoint_access import saving_whole_files
 
 if TYPE_CHECKING:
@@ -204,14 +205,9 @@ class ResumableMixin(_Trainer):
 
 
 def close_datasets(trainer: Any) -> None:
-    """Close the LMDBs of a trainer that is done: a process cannot open the same file a second time."""
+    """Close the LMDBs of a trainer that is done."""
     for name in ("train_dataset", "val_dataset", "test_dataset", "relax_dataset"):
-        dataset = getattr(trainer, name, None)
-        while dataset is not None:
-            for environment in (getattr(dataset, "env", None), *getattr(dataset, "envs", ())):
-                if environment is not None:
-                    environment.close()
-            dataset = getattr(dataset, "dataset", None)  # of a subset
+        close(getattr(trainer, name, None))
 
 
 def _rank() -> int:

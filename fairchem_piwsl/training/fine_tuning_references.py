@@ -51,14 +51,19 @@ def references_of_difference(
 def from_config(config: Mapping[str, Any]) -> np.ndarray:
     """`references_of_difference` for the model and the training set of a fairchem config."""
     setup_imports()
-    block = dict(config["model"])
-    model = registry.get_model_class(block.pop("name"))(**block)
-    checkpoint = config["optim"].get("finetune_from")
-    if checkpoint:
-        start_from(model, checkpoint)
     train = dict(config["dataset"]["train"])
     if not Path(train["src"]).exists():
         raise UserError(f"dataset.train.src: {train['src']} does not exist; make it with `piwsl prepare`.")
+    block = dict(config["model"])
+    checkpoint = config["optim"].get("finetune_from")
+    if not (checkpoint or block.get("foundation") or block.get("finetune_config")):
+        raise UserError(
+            "the model of the config has random weights, to which no references can be fitted; name the weights "
+            "it starts from in optim.finetune_from or model.foundation."
+        )
+    model = registry.get_model_class(block.pop("name"))(**block)
+    if checkpoint:
+        start_from(model, checkpoint)
     unit = (train.pop("transforms", None) or {}).get("normalizer", {}).get("energy", {}).get("stdev", 1.0)
     data = create_dataset(train, "train")
     return references_of_difference(model, (data[i] for i in range(len(data))), unit)

@@ -1,27 +1,38 @@
-"""Checks of a run before anything is written: settings, outputs, data sets, labels."""
+"""Checks of a whole config before anything is written: keys and values, files, the model, the data sets."""
 
 from __future__ import annotations
 
 import copy
-import logging
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lmdb
+import numpy as np
 import torch
-from fairchem.core.datasets.base_dataset import create_dataset
-from torch_geometric.data import Data
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import setup_imports, update_config
+from torch import nn
 
-from fairchem_piwsl.datasets.lmdb_checks import check_complete
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training.config_layout import layout
+from fairchem_piwsl.training.data_checks import check_datasets, splits
+from fairchem_piwsl.training.metrics import ROOT_MEAN_SQUARES
 
-SPLITS = ("train", "val", "test")
+#: trainers that are given data sets, outputs and losses as here; others are left to themselves
+TRAINERS = ("piwsl_forces", "fairchem_piwsl.trainer.PIWSLForcesTrainer", "ocp", "forces", "energy")
+#: what tells runs of one config apart
+OF_ONE_RUN = ("identifier", "timestamp_id", "seed")
+#: formats of data sets in the layout before fairchem 1.0
+OLD_FORMATS = (
+    "trajectory_lmdb", "lmdb", "trajectory_lmdb_v2", "oc22_lmdb", "ase_read", "ase_read_multi", "ase_db",
+    "single_point_lmdb",
+)  # fmt: skip
 
 
-def check(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the trainer's arguments and fill in what upstream needs but has no default for.
+def check(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a trainer's arguments and fill in what upstream needs but has no default for.
 
     Returns:
         The arguments, with `evaluation_metrics.primary_metric` set.
@@ -29,122 +40,267 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: one sentence that names the key or file at fault and the remedy.
     """
-    config = dict(config)
-    settings = PIWSLSettings.from_config(config["optimizer"].get("piwsl"))
-    if not config.get("loss_functions"):
-        return config  # the layout before fairchem 1.0, which upstream translates later
+    arguments = dict(arguments)
+    if arguments.get("inference_only"):
+        PIWSLSettings.from_config(arguments["optimizer"].get("piwsl"))
+        return arguments
+    of_config = (
+        "task",
+        "model",
+        "outputs",
+        "dataset",
+        "loss_functions",
+        "evaluation_metrics",
+        "logger",
+        "seed",
+    )
+    config = {key: arguments[key] for key in of_config if key in arguments}
+    config = {**config, "optim": arguments["optimizer"], "trainer": "piwsl_forces"}
+    primary = check_config(config, needs_data=False)
+    if arguments.get("loss_functions"):  # the layout before fairchem 1.0 gets its metrics from upstream
+        evaluation = copy.deepcopy(arguments.get("evaluation_metrics") or {})
+        arguments["evaluation_metrics"] = {"primary_metric": primary, **evaluation}
+    return arguments
+
+
+def check_config(config: Mapping[str, Any], needs_data: bool = True) -> str:
+    """Check a config as it stands in a YAML file, its includes and overrides applied.
+
+    Args:
+        config: is not changed. What main.py adds to it (`seed`, `run_dir`, ...) may be in it.
+        needs_data: whether a config without a training set is a mistake, where its `mode` is to train.
+
+    Returns:
+        The metric that decides which checkpoint is the best one.
+
+    Raises:
+        UserError: one sentence that names the key or file at fault and the remedy.
+    """
+    if not _check_keys(config):
+        return ""
+    config = _in_new_layout(config)
+    layout(config).check(config, "")
+    own = "piwsl" in config.get("trainer", "ocp").lower()
+    settings = PIWSLSettings.from_config(config["optim"].get("piwsl"))
+    _check_schedule(config["optim"])
     _check_outputs(config, settings)
-    _check_normalizers(config["dataset"])
-    source = config["optimizer"].get("finetune_from")
-    if source and not Path(source).is_file():
-        raise UserError(f"checkpoint {source} does not exist: check the path given to optim.finetune_from.")
-    with_forces = True
-    if not config.get("inference_only"):
-        with_forces = _check_datasets(config["dataset"], config["outputs"])
-    evaluation = copy.deepcopy(config.get("evaluation_metrics") or {})
-    primary = "forces_rmse" if with_forces and "forces" in config["outputs"] else "energy_rmse"
-    evaluation.setdefault("primary_metric", primary)
-    if not with_forces and "forces" in evaluation["primary_metric"]:
+    _check_files(config)
+    primary = _check_primary_metric(config, settings, own)
+    training = config.get("mode", "train") == "train"
+    present = splits(config["dataset"])
+    if training and needs_data and "train" not in present:
         raise UserError(
-            f"evaluation_metrics.primary_metric '{evaluation['primary_metric']}' needs force labels, and "
-            "dataset.val has none; use energy_rmse."
+            "dataset.train.src is missing; add the data set to train on, as `piwsl prepare` prints it."
         )
-    config["evaluation_metrics"] = evaluation
-    return config
+    if training and config["optim"].get("scheduler") == "ReduceLROnPlateau" and "val" not in present:
+        raise UserError("optim.scheduler ReduceLROnPlateau follows the validation error; add dataset.val.")
+    labels = check_datasets(config["dataset"], config["outputs"], build_model(config["model"]))
+    with_forces = "forces" in labels.get("val", labels.get("train", {"forces"}))
+    if not primary:
+        return "forces_rmse" if with_forces and "forces" in config["outputs"] else "energy_rmse"
+    if not with_forces and "forces" in primary:
+        raise UserError(
+            f"evaluation_metrics.primary_metric '{primary}' needs force labels, and dataset.val has none; use "
+            "energy_rmse."
+        )
+    return primary
+
+
+def check_configs(configs: Iterable[Mapping[str, Any]]) -> None:
+    """`check_config` for several runs, once for those that differ in nothing but name and seed."""
+    checked: list[dict[str, Any]] = []
+    for config in configs:
+        _check_keys(config)
+        settings = {key: value for key, value in config.items() if key not in OF_ONE_RUN}
+        if settings not in checked:
+            check_config(config)
+            checked.append(settings)
+
+
+def _check_keys(config: Mapping[str, Any]) -> bool:
+    """Check keys and values; returns whether the config's trainer is one whose data and model are checked, too."""
+    setup_imports()
+    trainer = config.get("trainer", "ocp")
+    layout({}).settings["trainer"].check(trainer, "trainer")
+    if trainer in TRAINERS:
+        layout(config).check(config, "")
+    return trainer in TRAINERS
+
+
+def build_model(model: Mapping[str, Any]) -> nn.Module:
+    """The model of a config, on the CPU; random numbers that follow are not changed.
+
+    Raises:
+        UserError: what the model's own code says against its settings.
+    """
+    arguments = copy.deepcopy(dict(model))
+    kind = registry.get_model_class(arguments.pop("name"))
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return kind(**arguments)
+    except UserError:
+        raise
+    except Exception as error:  # of any model's code
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".:")
+        raise UserError(
+            f"model '{model['name']}' cannot be built ({reason}); correct the block 'model'."
+        ) from None
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _in_new_layout(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` as upstream translates it where it is written in the layout before fairchem 1.0."""
+    config = dict(config)
+    if config.get("loss_functions"):
+        if not config.get("outputs"):
+            raise UserError(
+                "outputs is missing; add what the model predicts, e.g. `outputs: {energy: {level: system}}`."
+            )
+        return config
+    task = config.get("task") or {}
+    if "loss_fns" not in config and task.get("dataset") not in OLD_FORMATS:
+        raise UserError(
+            "loss_functions is missing; add a list such as `- energy: {fn: mae, coefficient: 1}` (in the layout "
+            f"before fairchem 1.0, task.dataset has to be one of {', '.join(OLD_FORMATS)})."
+        )
+    dataset = config["dataset"]
+    parts = (
+        dict(zip(("train", "val", "test"), dataset, strict=False)) if isinstance(dataset, list) else dataset
+    )
+    translated = update_config(
+        {**config, "task": task, "dataset": copy.deepcopy(dict(parts.get("train") or {}))}
+    )
+    return {**translated, "dataset": {**parts, "train": translated["dataset"]}}
+
+
+def _check_schedule(optim: Mapping[str, Any]) -> None:
+    """Upstream's schedule where none is named, a function of four settings."""
+    needed = ("warmup_steps", "warmup_factor", "lr_gamma", "lr_milestones")
+    if "scheduler" in optim:
+        return
+    if any(key not in optim for key in needed):
+        raise UserError(
+            "optim.scheduler is missing; name one, or 'Null' in quotes for a constant learning rate (upstream's "
+            f"own schedule needs {', '.join(needed)})."
+        )
+    if "warmup_epochs" in optim or any(step < 100 for step in optim["lr_milestones"]):
+        raise UserError(
+            "optim.lr_milestones counts steps, at least 100, not epochs; give it and warmup_steps in steps and "
+            "remove warmup_epochs."
+        )
 
 
 def _check_outputs(config: Mapping[str, Any], settings: PIWSLSettings) -> None:
+    outputs = config["outputs"]
     needed = ["energy", "forces"] if settings.weak or settings.validates_consistency else []
     for name in needed:
-        if name not in config["outputs"]:
+        if name not in outputs:
             raise UserError(
                 f"the weak terms of optim.piwsl compare energies with forces, but 'outputs' has no '{name}'; add "
                 f"outputs.{name} and let the model predict it (model.regress_forces: true)."
             )
-    if "forces" in config["outputs"] and config["model"].get("regress_forces") is False:
+    if "forces" in outputs and config["model"].get("regress_forces") is False:
         raise UserError(
             "outputs.forces asks for forces that the model is told not to predict; set model.regress_forces: true, "
             "or remove outputs.forces and its loss."
         )
-
-
-def _check_normalizers(dataset: Any) -> None:
-    train = _split(dataset, "train")
-    for name, values in ((train.get("transforms") or {}).get("normalizer") or {}).items():
-        width = values.get("stdev", values.get("rmsd")) if isinstance(values, Mapping) else None
-        if isinstance(width, (int, float)) and not width > 0:
-            raise UserError(f"dataset.train.transforms.normalizer.{name}.stdev must be > 0, not {width}.")
-
-
-def _check_datasets(dataset: Any, outputs: Mapping[str, Any]) -> bool:
-    """Look at each data set; returns whether the validation set (or training set) has any force label."""
-    has_forces: dict[str, bool] = {}
-    for name in SPLITS:
-        split = (
-            {**_split(dataset, "train"), **_split(dataset, name)}
-            if name != "train"
-            else _split(dataset, name)
-        )
-        if "src" not in _split(dataset, name):
-            continue
-        for path in split["src"] if isinstance(split["src"], list) else [split["src"]]:
-            if not Path(path).exists():
+    for name, output in outputs.items():
+        for key in ("train_on_free_atoms", "eval_on_free_atoms") if output["level"] == "atom" else ():
+            if key not in output:
                 raise UserError(
-                    f"dataset.{name}.src: {path} does not exist; make it with `piwsl prepare`, or correct the "
-                    "path (it counts from the folder of the command)."
+                    f"outputs.{name}.{key} is missing; add true (atoms marked 'fixed' do not count) or false."
                 )
-        if split.get("format", "lmdb") == "lmdb":
-            has_forces[name] = _check_lmdb(name, split, outputs)
-    if "train" in has_forces and not has_forces["train"] and "forces" in outputs:
-        logging.info("The training set has no force labels: the supervised force loss is zero.")
-    return has_forces.get("val", has_forces.get("train", True))
-
-
-def _check_lmdb(name: str, split: Mapping[str, Any], outputs: Mapping[str, Any]) -> bool:
-    """Read structures until labels of every output are found; returns whether there are force labels."""
-    source = f"dataset.{name}.src: {split['src']}"
-    without_transforms = {key: value for key, value in split.items() if key != "transforms"}
-    try:
-        for path in split["src"] if isinstance(split["src"], list) else [split["src"]]:
-            check_complete(path)
-        data = create_dataset(without_transforms, name)
-        if len(data) == 0:
-            raise UserError(f"{source} holds no structures; make it again with `piwsl prepare`.")
-        seen = _labels(data, [key for key in ("energy", "forces") if key in outputs])
-    except (lmdb.Error, OSError, EOFError, TypeError, AssertionError) as error:
-        if "already open" in str(error):
+    parts = {
+        name: part for output in outputs.values() for name, part in output.get("decomposition", {}).items()
+    }
+    metrics = (config.get("evaluation_metrics") or {}).get("metrics") or {}
+    losses = {
+        f"loss_functions.{index}.{name}": (name, loss)
+        for index, terms in enumerate(config["loss_functions"])
+        for name, loss in terms.items()
+    }
+    used = {
+        **{f"evaluation_metrics.metrics.{name}": name for name in metrics},
+        **{k: v[0] for k, v in losses.items()},
+    }
+    for key, name in used.items():
+        if name not in (*outputs, *parts, "misc"):
             raise UserError(
-                f"{source} is open already in this process, which LMDB allows only once; give each split a file "
-                "of its own, and let go of other data sets or trainers that read it."
-            ) from None
+                f"{key} is for an output that the config does not have; remove it, or add outputs.{name}."
+            )
+    for key, (name, loss) in losses.items():
+        vector = {**parts, **outputs}[name].get("level") == "atom"
+        unfit = ("per_atom_mae",) if vector else ("l2mae", "l2norm") if name == "energy" else ()
+        if loss["fn"] in unfit:
+            raise UserError(
+                f"{key}.fn '{loss['fn']}' is no loss for {'vectors' if vector else 'a number'}; use "
+                f"{'l2mae' if vector else 'mae'}."
+            )
+
+
+def _check_files(config: Mapping[str, Any]) -> None:
+    """Files beside the data sets: start of a fine-tuning, normaliser, element references."""
+    source = config["optim"].get("finetune_from")
+    if source and not Path(source).is_file():
+        raise UserError(f"checkpoint {source} does not exist: check the path given to optim.finetune_from.")
+    transforms = splits(config["dataset"]).get("train", {}).get("transforms") or {}
+    for kind in ("element_references", "normalizer"):
+        block = transforms.get(kind) or {}
+        entries = {
+            "": block,
+            **{f".{name}": entry for name, entry in block.items() if isinstance(entry, Mapping)},
+        }
+        for name, entry in entries.items():
+            if "file" in entry:
+                _check_values_file(Path(entry["file"]), f"dataset.train.transforms.{kind}{name}.file", kind)
+            elif kind == "normalizer" and name not in ("", ".fit") and not _complete(entry):
+                raise UserError(
+                    f"dataset.train.transforms.normalizer{name} needs mean and stdev, or a file; add what is missing."
+                )
+
+
+def _complete(entry: Mapping[str, Any]) -> bool:
+    return "tensor" in entry or ("mean" in entry and ("stdev" in entry or "rmsd" in entry))
+
+
+def _check_values_file(path: Path, key: str, kind: str) -> None:
+    remedy = "correct the path, or make the file with `piwsl prepare`"
+    if not path.is_file():
+        raise UserError(f"{key}: {path} does not exist; {remedy}.")
+    if path.suffix not in (".npz", ".pt"):
+        raise UserError(f"{key}: {path} is neither .npz nor .pt; {remedy}.")
+    if path.suffix != ".npz":
+        return
+    wanted = {"element_references": ("coeff", "element_references"), "normalizer": ("mean",)}[kind]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = next((file[name] for name in wanted if name in file), None)
+    except Exception as error:  # of zip, numpy or the file system
+        raise UserError(f"{key}: {path} cannot be read ({type(error).__name__}); {remedy}.") from None
+    if values is None or not np.isfinite(values).all():
+        raise UserError(f"{key}: {path} has no finite {' or '.join(wanted)}; {remedy}.")
+
+
+def _check_primary_metric(config: Mapping[str, Any], settings: PIWSLSettings, own: bool) -> str:
+    """The metric that the config names, one of those that a validation gives; empty where it names none."""
+    evaluation = config.get("evaluation_metrics") or {}
+    primary = evaluation.get("primary_metric", "")
+    if not primary or not own:
+        return primary
+    named = [
+        fn if name in fn or name == "misc" else f"{name}_{fn}"
+        for name, functions in (evaluation.get("metrics") or {}).items()
+        for fn in functions
+    ]
+    roots = [name for name in ROOT_MEAN_SQUARES if name.split("_")[0] in config["outputs"]]
+    pitc = ["pitc_rmse"] if settings.validates_consistency else []
+    known = list(dict.fromkeys([*roots, *pitc, *named, "loss"]))
+    if primary not in known and not primary.startswith(("loss_", "weighted_")):
         raise UserError(
-            f"{source} cannot be read as LMDB ({error}); make it again with `piwsl prepare`."
-        ) from None
-    if name == "train" and not any(seen.values()):
-        raise UserError(
-            f"{source} has none of the labels {', '.join(seen)}; name them with dataset.train.key_mapping "
-            "(e.g. {y: energy, force: forces}) or make the data set again with `piwsl prepare`."
+            f"evaluation_metrics.primary_metric '{primary}' is not among the validation metrics "
+            f"({', '.join(known)}); choose one of these."
         )
-    return seen.get("forces", False)
-
-
-def _labels(data: Any, names: list[str]) -> dict[str, bool]:
-    """Which labels the data set has at all; stops at the first structure that settles it."""
-    seen = dict.fromkeys(names, False)
-    for index in range(len(data)):
-        structure: Data = data[index]
-        for name in names:
-            label = structure.get(name)
-            seen[name] |= label is not None and not bool(torch.as_tensor(label).isnan().any())
-        if all(seen.values()):
-            break
-    return seen
-
-
-def _split(dataset: Any, name: str) -> dict[str, Any]:
-    """One split of upstream's `dataset`, a block or a list."""
-    if isinstance(dataset, list):
-        dataset = dict(zip(SPLITS, dataset, strict=False))
-    elif "src" in dataset:
-        dataset = {"train": dataset}
-    return dict(dataset.get(name) or {})
+    return primary

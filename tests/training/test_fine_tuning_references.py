@@ -74,3 +74,8 @@ def to_batch(record):
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(UserError, match=r"dataset\.train\.src"):
         from_config(make_config(tmp_path, tmp_path))
+
+
+def test_random_weights_are_no_start(tiny_data, tmp_path):
+    with pytest.raises(UserError, match=r"random weights.*optim\.finetune_from"):
+        from_config(make_config(tiny_data, tmp_path))

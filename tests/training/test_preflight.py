@@ -13,7 +13,7 @@ from conftest import MODELS, labelled_molecules, make_config, make_trainer, to_d
 
 from fairchem_piwsl.datasets import lmdb_checks
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.training.preflight import _check_lmdb
+from fairchem_piwsl.training.data_checks import check_datasets
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_model_that_must_not_predict_forces(config):
 @pytest.mark.parametrize("width", [0, -1.0])
 def test_normaliser_without_width(config, key, width):
     config["dataset"]["train"]["transforms"]["normalizer"]["energy"] = {"mean": 0.0, key: width}
-    assert "normalizer.energy.stdev must be > 0" in error(config)
+    assert f"dataset.train.transforms.normalizer.energy.{key} must be a finite number > 0" in error(config)
 
 
 def test_unknown_setting(config):
@@ -167,5 +167,7 @@ def test_checks_do_not_change_the_config(config, tmp_path):
 def test_a_file_may_be_open_already(tiny_data):
     """The versions of lmdb that are asked for allow it: one file may serve two splits."""
     source = tiny_data / "train.lmdb"
+    outputs = {"energy": {"level": "system"}, "forces": {"level": "atom"}}
     with lmdb.open(str(source), subdir=False, readonly=True, lock=False):
-        assert _check_lmdb("train", {"src": str(source)}, {"energy": {}, "forces": {}})
+        labels = check_datasets({"train": {"src": str(source)}}, outputs, torch.nn.Identity())
+    assert labels == {"train": {"energy", "forces"}}

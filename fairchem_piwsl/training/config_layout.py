@@ -1,0 +1,432 @@
+"""What fairchem 1.10.0 and this plugin read from a config: every key with the kind of its value.
+
+`layout(config)` is the description of one config, since what may stand under `model`, `optim.optimizer_params`
+and the like depends on the class that is named there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.datasets.ase_datasets import apply_one_tags
+from fairchem.core.modules import evaluator
+from fairchem.core.modules.normalization import element_references, normalizer
+from fairchem.core.preprocessing import AtomsToGraphs
+from torch.optim import lr_scheduler
+
+from fairchem_piwsl.kinds import (
+    ANYTHING,
+    FLAG,
+    NOTHING,
+    TEXT,
+    AnyKind,
+    Block,
+    Either,
+    Items,
+    Kind,
+    number,
+    one_of,
+    optional,
+    whole,
+)
+from fairchem_piwsl.settings import SETTINGS
+
+#: highest seed that numpy takes
+MAX_SEED = 2**32 - 1
+FREE = Block({}, others=ANYTHING)
+LEVELS = ("system", "atom")
+
+
+def _subclasses(module: Any, base: type, unusable: Iterable[str]) -> dict[str, type]:
+    return {
+        name: found
+        for name, found in vars(module).items()
+        if inspect.isclass(found) and issubclass(found, base) and found is not base
+        and not name.startswith("_") and name not in unusable
+    }  # fmt: skip
+
+
+#: LBFGS needs a closure, SparseAdam sparse gradients
+OPTIMIZERS = _subclasses(torch.optim, torch.optim.Optimizer, ("LBFGS", "SparseAdam"))
+#: what is left out is made of other schedulers or of functions
+SCHEDULERS = _subclasses(
+    lr_scheduler,
+    lr_scheduler.LRScheduler,
+    ("LRScheduler", "SequentialLR", "ChainedScheduler", "MultiplicativeLR"),
+)
+METRICS = [
+    name for name, found in vars(evaluator).items()
+    if inspect.isfunction(found) and list(inspect.signature(found).parameters)[:2] == ["prediction", "target"]
+]  # fmt: skip
+
+#: sizes of a model, and other arguments whose name says more than their type
+SIZES = re.compile(
+    r"(.*_)?(cutoff|radius|channels|layers|rbf|gaussians|filters|interactions|heads|neighbors|elements|blocks|"
+    r"functions|radial|spherical|samples|basis|bessel|size)|emb_size_.*|max_num_.*"
+)
+ARGUMENTS: dict[str, AnyKind] = {
+    "T_max": whole(1),
+    "T_0": whole(1),
+    "T_mult": whole(1),
+    "step_size": whole(1),
+    "total_steps": optional(whole(1)),
+    "total_iters": whole(1),
+    "gamma": number(above=0),
+    "factor": number(above=0, below=1),
+    "patience": whole(0),
+    "cooldown": whole(0),
+    "eta_min": number(low=0),
+    "min_lr": Either((Items(number(low=0)), number(low=0))),
+    "milestones": Items(whole(1)),
+    "mode": one_of(("min", "max", "triangular", "triangular2", "exp_range")),
+    "weight_decay": number(low=0),
+    "eps": number(low=0),
+    "betas": Items(number(low=0, below=1)),
+    "momentum": number(low=0),
+}
+FROM_ANNOTATION = {"bool": FLAG, "int": whole(), "float": number()}
+
+
+def of_signature(function: Callable[..., Any], leave_out: Iterable[str] = (), **more: AnyKind) -> Block:
+    """The keyword arguments of a class or function as a block."""
+    parameters = inspect.signature(function).parameters
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {
+        name: p
+        for name, p in parameters.items()
+        if name not in (*leave_out, "self") and p.kind not in variable
+    }
+    return Block(
+        {**{name: _kind(parameter) for name, parameter in named.items()}, **more},
+        required=[name for name, parameter in named.items() if parameter.default is parameter.empty],
+        others=ANYTHING if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else None,
+    )
+
+
+def _kind(parameter: inspect.Parameter) -> AnyKind:
+    if parameter.name in ARGUMENTS:
+        return ARGUMENTS[parameter.name]
+    default, note = parameter.default, parameter.annotation
+    name = note if isinstance(note, str) else getattr(note, "__name__", "")
+    types = {part.strip() for part in name.split("|")} - {"None"}
+    if len(types) == 1 and types <= FROM_ANNOTATION.keys():
+        kind: AnyKind = FROM_ANNOTATION[types.pop()]
+    else:
+        kind = FROM_ANNOTATION.get(type(default).__name__, ANYTHING)
+    if kind in (FROM_ANNOTATION["int"], FROM_ANNOTATION["float"]) and SIZES.fullmatch(parameter.name):
+        positive = default is parameter.empty or default is None or default > 0
+        if positive:
+            kind = whole(1) if kind == FROM_ANNOTATION["int"] else number(above=0)
+    return optional(kind) if default is None else kind
+
+
+def _registered(what: str, mapping: str, hidden: str = "$^") -> Kind:
+    """Names that fairchem's registry knows, or the dotted path of a class."""
+
+    def by_path(value: Any) -> bool:
+        try:
+            return "." in str(value) and registry.get_class(value, mapping) is not None
+        except Exception:  # whatever the import of a module raises
+            return False
+
+    known = [name for name in registry.mapping[mapping] if not re.search(hidden, name)]
+    every = registry.mapping[mapping]
+    return one_of(known, f"the name of a {what}", also=lambda value: value in every or by_path(value))
+
+
+def layout(config: Mapping[str, Any]) -> Block:
+    """What may stand in `config`, given the classes that it names."""
+    targets = _targets(config.get("outputs"))
+    optim = config.get("optim")
+    return Block(
+        {
+            "trainer": _registered("trainer", "trainer_name_mapping"),
+            "logger": _logger(),
+            "task": optional(TASK),
+            "dataset": _dataset(targets),
+            "outputs": optional(Block({}, others=OUTPUT)),
+            "loss_functions": Either((Items(_losses(targets)), Block({}))),
+            "evaluation_metrics": _metrics(targets),
+            "model": _model(config.get("model")),
+            "optim": _optim(optim if isinstance(optim, Mapping) else {}),
+            "slurm": optional(SLURM),
+            **COMMAND_LINE,
+            **BEFORE_1_0,
+        },
+        required=("dataset", "model", "optim"),
+    )
+
+
+#: put there by main.py, by a sweep, or by upstream
+COMMAND_LINE: dict[str, AnyKind] = {
+    "mode": TEXT,
+    "identifier": Kind("text", lambda value: isinstance(value, str)),
+    "timestamp_id": optional(TEXT),
+    "seed": optional(whole(0, MAX_SEED)),
+    "is_debug": FLAG,
+    "run_dir": TEXT,
+    "print_every": whole(1),
+    "amp": FLAG,
+    "checkpoint": optional(TEXT),
+    "cpu": FLAG,
+    "submit": FLAG,
+    "summit": FLAG,
+    "world_size": whole(1),
+    "distributed_backend": TEXT,
+    "gp_gpus": optional(whole(1)),
+    "hide_eval_progressbar": FLAG,
+    "use_cuda_visibile_devices": FLAG,
+    "init_method": TEXT,
+    "local_rank": whole(0),
+}
+BEFORE_1_0: dict[str, AnyKind] = dict.fromkeys(("loss_fns", "eval_metrics", "is_hpo", "is_vis"), ANYTHING)
+
+OUTPUT_SETTINGS: dict[str, AnyKind] = {
+    "level": one_of(LEVELS),
+    "property": TEXT,
+    "irrep_dim": whole(0),
+    "train_on_free_atoms": FLAG,
+    "eval_on_free_atoms": FLAG,
+    "prediction_dtype": one_of(("float16", "float32")),
+}
+OUTPUT = Block(
+    {**OUTPUT_SETTINGS, "decomposition": Block({}, others=Block({**OUTPUT_SETTINGS, "parent": TEXT}))},
+    required=("level",),
+)
+
+TASK = Block(
+    {
+        "dataset": TEXT,
+        "primary_metric": TEXT,
+        "train_on_free_atoms": FLAG,
+        "eval_on_free_atoms": FLAG,
+        "prediction_dtype": one_of(("float16", "float32")),
+        "strict_load": FLAG,
+        "set_deterministic_scatter": FLAG,
+        "eval_relaxations": FLAG,
+        "relax_dataset": ANYTHING,
+        "relax_opt": FREE,
+        "relax_cell": FLAG,
+        "relax_volume": FLAG,
+        "relaxation_steps": whole(1),
+        "relaxation_fmax": number(low=0),
+        "num_relaxation_batches": number(low=0),
+        "save_full_traj": FLAG,
+        "write_pos": FLAG,
+        # descriptions in configs before 1.0, which nothing reads
+        **dict.fromkeys(("description", "type", "metric", "labels", "grad_input"), ANYTHING),
+    }
+)
+
+#: names of the plugin's options, whose values `jobs.flag_checks` knows; others are sbatch's
+SLURM = Block(
+    dict.fromkeys(("max_timeouts", "setup", "signal_delay_s", "array_parallelism"), ANYTHING), others=ANYTHING
+)
+
+
+def _logger() -> AnyKind:
+    known = _registered("logger", "logger_name_mapping")
+    name = one_of(known.known, known.wanted, also=lambda v: v == "wandb_singleton" or known.holds(v))  # type: ignore[attr-defined]
+    text = dict.fromkeys(("project", "entity", "group"), optional(TEXT))
+    settings = {"name": name, **text, "watch": Either((FLAG, whole(1))), "log_weight_table": whole()}
+    return Either((name, Block(settings, required=("name",))))
+
+
+def _targets(outputs: Any) -> list[str]:
+    """Names of outputs, their parts, and what is usual."""
+    blocks = outputs if isinstance(outputs, Mapping) else {}
+    parts = [b.get("decomposition") for b in blocks.values() if isinstance(b, Mapping)]
+    names = [*blocks, *(name for part in parts if isinstance(part, Mapping) for name in part)]
+    return list(dict.fromkeys([*names, "energy", "forces", "stress"]))
+
+
+def _losses(targets: list[str]) -> Block:
+    loss = Block(
+        {
+            "fn": _registered("loss", "loss_name_mapping"),
+            "coefficient": number(low=0),
+            "reduction": one_of(("mean", "sum")),
+        },
+        required=("fn", "coefficient"),
+    )
+    return Block(dict.fromkeys(targets, loss))
+
+
+def _metrics(targets: list[str]) -> Block:
+    names = Items(one_of(METRICS))
+    return Block(
+        {
+            "metrics": optional(Block(dict.fromkeys((*targets, "misc"), names))),
+            "primary_metric": TEXT,
+        }
+    )
+
+
+# ---------------------------------------------------------------- model
+
+
+def _model(model: Any, key: str = "name") -> Block:
+    """The arguments of the class that `model.name` names, and of the models inside of it."""
+    names = _registered("model", "model_name_mapping", hidden="backbone|_head")
+    name = model.get(key) if isinstance(model, Mapping) else None
+    if not names.holds(name):
+        return Block({key: names}, required=(key,), others=ANYTHING)
+    more: dict[str, AnyKind] = {key: names}
+    if name == "hydra":
+        heads = model.get("heads")
+        parts = heads if isinstance(heads, Mapping) else {}
+        more["backbone"] = optional(_model(model.get("backbone"), "model"))
+        more["heads"] = optional(Block({head: _model(part, "module") for head, part in parts.items()}))
+        more["finetune_config"] = optional(
+            Block({"starting_checkpoint": TEXT, "override": FREE}, required=("starting_checkpoint",))
+        )
+    elif isinstance(model.get("model"), Mapping):
+        more["model"] = _model(model["model"])
+    leave_out = ("backbone",) if key == "module" else ()
+    return of_signature(registry.get_model_class(name), leave_out, **more)
+
+
+# ---------------------------------------------------------------- optim
+
+
+def _optim(optim: Mapping[str, Any]) -> Block:
+    optimizer = OPTIMIZERS.get(str(optim.get("optimizer", "AdamW")))
+    scheduler = SCHEDULERS.get(str(optim.get("scheduler")))
+    # settings of schedulers that an override has replaced may stay behind
+    arguments = [of_signature(kind, ("optimizer", "lr_lambda", "verbose")) for kind in SCHEDULERS.values()]
+    own = of_signature(scheduler, ("optimizer", "lr_lambda", "verbose")) if scheduler else Block({})
+    cosine = ["scheduler_params"] if optim.get("scheduler") == "LambdaLR" and "lr_lambda" not in optim else []
+    return Block(
+        {
+            "batch_size": whole(1),
+            "eval_batch_size": whole(1),
+            "num_workers": whole(0),
+            "max_epochs": whole(1),
+            "eval_every": whole(1),
+            "checkpoint_every": Kind(
+                "a whole number >= 1, or -1 for the end of each epoch", lambda v: v == -1 or whole(1).holds(v)
+            ),
+            "lr_initial": number(low=0),
+            "optimizer": one_of(OPTIMIZERS),
+            "optimizer_params": of_signature(optimizer, ("params", "lr")) if optimizer else ANYTHING,
+            "weight_decay": number(low=0),
+            "scheduler": one_of(
+                [*SCHEDULERS, "Null"], "the name of a scheduler, in quotes where it is 'Null'"
+            ),
+            "scheduler_params": SCHEDULER_PARAMS if cosine else FREE,
+            "warmup_steps": whole(1),
+            "warmup_epochs": number(low=0),
+            "warmup_factor": number(low=0),
+            "lr_gamma": number(above=0),
+            "lr_milestones": Items(whole(1)),
+            "clip_grad_norm": optional(number(low=0)),
+            "ema_decay": optional(number(low=0, below=1)),
+            "load_balancing": Either((FLAG, NOTHING, one_of(("atoms",)))),
+            "load_balancing_on_error": one_of(("warn_and_balance", "warn_and_no_balance", "raise")),
+            "load_datasets_and_model_then_exit": FLAG,
+            # of this plugin
+            "piwsl": optional(SETTINGS),
+            "finetune_from": optional(TEXT),
+            "ema_warmup": FLAG,
+            # before 1.0
+            "energy_coefficient": number(low=0),
+            "force_coefficient": number(low=0),
+            **dict.fromkeys(("loss_energy", "loss_force", "loss_forces"), TEXT),
+            # of upstream's trainers for Equiformer v2
+            "use_denoising_pos": FLAG,
+            "denoising_pos_params": FREE,
+            **{name: kind for block in (*arguments, own) for name, kind in block.settings.items()},
+            "verbose": ANYTHING,
+            "lr_lambda": Kind("a function", callable),
+        },
+        required=("num_workers", "max_epochs", "lr_initial", *own.required, *cosine),
+    )
+
+
+SCHEDULER_PARAMS = Block(
+    {
+        "lambda_type": one_of(("cosine",)),
+        "warmup_epochs": number(low=0),
+        "warmup_factor": number(low=0),
+        "lr_min_factor": number(low=0, high=1),
+        "epochs": whole(1),
+        "lr": number(low=0),
+    },
+    required=("lambda_type", "warmup_epochs", "warmup_factor", "lr_min_factor"),
+)
+
+
+# ---------------------------------------------------------------- dataset
+
+
+def _dataset(targets: list[str]) -> AnyKind:
+    split = _split(targets)
+    splits = Block(dict.fromkeys(("train", "val", "test", "relax"), optional(split)))
+    return Either((Items(split), splits))
+
+
+def _split(targets: list[str]) -> Block:
+    file = {"file": TEXT}
+    width = number(above=0)
+    normal = Block({"mean": number(), "stdev": width, "rmsd": width, "tensor": ANYTHING, **file})
+    fit = {"targets": ANYTHING, "fitted": FLAG, "override_values": ANYTHING}
+    normal_fit = of_signature(normalizer.fit_normalizers, ("dataset", "element_references"), **fit)
+    reference_fit = of_signature(element_references.fit_linear_references, ("dataset",), **fit)
+    subset = Block(
+        dict.fromkeys(("metadata_key", "op", "rhv"), ANYTHING), required=("metadata_key", "op", "rhv")
+    )
+    settings: dict[str, AnyKind] = {
+        "format": _registered("data format", "dataset_name_mapping"),
+        "src": Either((Items(TEXT), TEXT)),
+        "use_train_settings": FLAG,
+        "key_mapping": optional(Block({}, others=TEXT)),
+        "transforms": Block(
+            {
+                "normalizer": Block({**dict.fromkeys(targets, normal), **file, "fit": normal_fit}),
+                "element_references": Block(
+                    {**dict.fromkeys(targets, Block(file, required=file)), **file, "fit": reference_fit}
+                ),
+                "decompose_tensor": Block(
+                    {"tensor": TEXT, "rank": whole(0), "decomposition": FREE},
+                    required=("tensor", "rank", "decomposition"),
+                ),
+            }
+        ),
+        "lin_ref": Either((FLAG, NOTHING, TEXT)),
+        "metadata_path": optional(TEXT),
+        "max_atoms": optional(whole(1)),
+        "subset_to": Items(subset),
+        "seed": whole(0),
+        "shard": whole(0),
+        "total_shards": whole(1),
+        # ase_db, ase_read, ase_read_multi
+        "a2g_args": optional(of_signature(AtomsToGraphs)),
+        "atoms_transform_args": of_signature(apply_one_tags, ("atoms",)),
+        **dict.fromkeys(("ase_read_args", "connect_args", "select_args"), optional(FREE)),
+        "pattern": TEXT,
+        "index_file": optional(TEXT),
+        "keep_in_memory": FLAG,
+        "include_relaxed_energy": FLAG,
+        "use_tqdm": FLAG,
+        # oc22_lmdb
+        "train_on_oc20_total_energies": FLAG,
+        "oc20_ref": TEXT,
+        "data2train": TEXT,
+        # before 1.0
+        "normalize_labels": FLAG,
+        **dict.fromkeys(("target_mean", "grad_target_mean"), number()),
+        **dict.fromkeys(("target_std", "grad_target_std"), number(above=0)),
+    }
+    part: dict[str, AnyKind] = {
+        "first_n": optional(whole(1)),
+        "sample_n": optional(whole(1)),
+        "no_shuffle": optional(FLAG),
+    }
+    of_split = Block({**settings, **part})
+    names = [f"{name}_split_settings" for name in ("train", "val", "test")]
+    return Block({**settings, **part, "splits": Block({}, others=of_split), **dict.fromkeys(names, of_split)})
