@@ -72,9 +72,14 @@ def start(arguments: list[str] | None, program: str) -> None:
         check_output_folder(args.logdir, "--logdir")
         submit(args, left)
         return
+    if len(configs) > 1:
+        logging.info(
+            f"{len(left)} runs; if they are interrupted, continue with --timestamp-id {args.timestamp_id}"
+        )
     for config in left:
         stopped = run_here(config, args.num_gpus)
-        if stopped:
+        last_has_ended = config is left[-1] and is_finished({**config, "timestamp_id": stopped})
+        if stopped and not last_has_ended:
             name = args.timestamp_id if len(configs) > 1 else stopped
             print(
                 f"{program}: stopped by a signal; to continue, run the same command with --timestamp-id {name}.",
@@ -84,7 +89,7 @@ def start(arguments: list[str] | None, program: str) -> None:
 
 
 def run_here(config: dict[str, Any], ranks: int) -> str | None:
-    """Train in this process, or in `ranks` of this machine; the name of the run where a signal has ended it."""
+    """Train in this process, or in `ranks` of this machine; the name of the run where a signal asked for its end."""
     if ranks == 1:
         return run(config)
     # An open LMDB cannot be handed to another process, so the ranks read their data themselves.
@@ -103,6 +108,6 @@ def run_here(config: dict[str, Any], ranks: int) -> str | None:
         max_restarts=0,
     )
     try:
-        return elastic_launch(launch, run)(config)[0]
+        return next(filter(None, elastic_launch(launch, run)(config).values()), None)
     except SignalException:  # the ranks were given half a minute for their checkpoint
         return config["timestamp_id"]

@@ -36,7 +36,8 @@ class Runner(_cli.Runner):
         """Run to the end, or to a checkpoint and a requeue where the job is preempted or out of time.
 
         Returns:
-            The `timestamp_id` of a run that a signal has ended after a checkpoint.
+            The `timestamp_id` of a run that a signal has asked to end, None for all others. It is at its end where
+            the signal came during the last validation.
         """
         from fairchem.core.common import distutils
         from fairchem.core.common.utils import new_trainer_context
@@ -52,6 +53,7 @@ class Runner(_cli.Runner):
                     self.task.setup(self.trainer)
                 with signals.caught_for(self.trainer):
                     self.task.run()
+                return self.trainer.timestamp_id if signals.end_asked else None
         except Preempted as stop:
             distutils.cleanup()
             logging.info(f"{stop}; checkpoint saved in {self.trainer.config['cmd']['checkpoint_dir']}")
@@ -60,7 +62,6 @@ class Runner(_cli.Runner):
         finally:
             close_datasets(getattr(self, "trainer", None))
             distutils.cleanup()  # upstream leaves its process group behind where training raises
-        return None
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
         """For submitit's requeue: the same config, which finds its checkpoint by its timestamp_id."""
@@ -147,6 +148,7 @@ class _Signals:
     def __init__(self) -> None:
         self.trainer: Any = None
         self.previous: Any = signal.SIG_DFL
+        self.end_asked = False
 
     def caught_for(self, trainer: Any) -> _Signals:
         self.trainer = trainer
@@ -166,6 +168,7 @@ class _Signals:
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             self.trainer.request_checkpoint()
         else:
+            self.end_asked = True
             self.trainer.request_stop()
 
     def give_up_job(self) -> None:

@@ -9,7 +9,6 @@ environment variable `PIWSL_TRUST_CHECKPOINT=1`, which jobs and ranks inherit.
 from __future__ import annotations
 
 import codecs
-import collections
 import io
 import os
 import pathlib
@@ -31,7 +30,7 @@ TRUST = "PIWSL_TRUST_CHECKPOINT"
 KEYS = ("config", "state_dict", "normalizers")
 #: first bytes of the format that torch has written since 1.6
 _ZIP = b"PK\x03\x04"
-_REFUSED = re.compile(r"GLOBAL (\S+)|Unsupported (?:operand|class)|unrecognized function|Can only build")
+_REFUSED = re.compile(r"GLOBAL (\S+)|Unsupported (?:operand|class)|unrecognized function|Can only [A-Za-z]+ ")
 
 
 def trusted() -> bool:
@@ -91,7 +90,7 @@ def read_torch_file(path: str | os.PathLike[str], device: Any = "cpu", key: str 
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"checkpoint {path} does not exist: give the path of a .pt file that training wrote, {key}."
+            f"checkpoint {path} does not exist: give the path of a .pt file that training wrote ({key})."
         )
     try:
         # Before torch 2.6 the older formats run code even where only weights are asked for.
@@ -202,7 +201,7 @@ def copy_averaged_weights(model: nn.Module, checkpoint: Mapping[str, Any]) -> bo
 
 
 def _allow_plain_classes() -> None:
-    """Tell torch's restricted unpickler the classes of numpy and Python that checkpoints hold.
+    """Tell torch's restricted unpickler, which goes by names, the classes of numpy and Python that checkpoints hold.
 
     Arrays and scalars of numpy are in the random states of older checkpoints and in some configs.
     """
@@ -211,7 +210,7 @@ def _allow_plain_classes() -> None:
     numpy_functions = [_named(function, module) for module in modules for function in _NUMPY_FUNCTIONS]
     dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefdFDUS"}
     paths = (pathlib.PosixPath, pathlib.PurePosixPath)
-    plain = (list, dict, set, frozenset, int, float, collections.defaultdict, codecs.encode, *paths)
+    plain = (list, dict, set, frozenset, codecs.encode, *paths)
     torch.serialization.add_safe_globals([*plain, np.ndarray, np.dtype, *dtypes, *numpy_functions])
 
 
@@ -221,7 +220,7 @@ def _named(function: Callable[..., Any], module: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         return function(*args)
 
-    call.__module__, call.__name__ = module, function.__name__
+    call.__module__, call.__name__, call.__qualname__ = module, function.__name__, function.__name__
     return call
 
 

@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fairchem.core import _cli
+from fairchem.core.common.registry import registry
 from helpers_cluster import make_config, runnable, write_config
 
 import fairchem_piwsl.jobs.launch as launch
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs.resuming import check_start, differences, is_finished, own_checkpoint
 from fairchem_piwsl.jobs.runner import Runner
+from fairchem_piwsl.trainer import PIWSLForcesTrainer
 from fairchem_piwsl.training.checkpoint_files import read_checkpoint
 from fairchem_piwsl.upstream import run_start
 
@@ -228,6 +231,27 @@ def test_a_signal_ends_all_seeds_and_the_rest_is_trained_later(tmp_path: Path, h
     assert [int(line.split()[0]) for line in steps if line] == (
         [1, 2, 3, 4] if how == signal.SIGTERM else [1, 2, 2, 3, 4]
     )
+
+
+def test_a_signal_after_the_last_step_ends_the_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(PIWSLForcesTrainer):
+        """Is signalled while the last checkpoint of a run is written."""
+
+        def save(self, *args: Any, training_state: bool = True, **more: Any) -> Any:
+            if training_state and not self._in_loop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().save(*args, training_state=training_state, **more)
+
+    registry.register_trainer("late")(Late)
+    config = write_config(tmp_path, {**make_config(tmp_path, max_epochs=1), "trainer": "late"})
+    words = command(tmp_path, config, "--timestamp-id", "late", "--seeds", "0", "1")[2:]
+    for _ in range(2):  # seed 0, then seed 1
+        last = bool(checkpoints(tmp_path))
+        with nullcontext() if last else pytest.raises(SystemExit, match="143"):
+            launch.main(words)
+    assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(tmp_path)] == [4, 4]
 
 
 def test_all_seeds_have_finished(finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
