@@ -17,8 +17,13 @@ from fairchem_piwsl.files import check_output_folder
 
 Checkpoints = Annotated[list[Path], typer.Argument(help="Checkpoints of fairchem 1.10 (.pt).")]
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint of fairchem 1.10 (.pt).")]
-Data = Annotated[Path, typer.Option("--data", help="Labelled LMDB, or a file that ASE reads (eV, Angstrom).")]
-Structure = Annotated[Path, typer.Option("--structure", help="A file that ASE reads, or an LMDB.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data", help="Labelled LMDB, npz, or a file that ASE reads (eV, Angstrom); FILE@:100 takes a part."
+    ),
+]
+Structure = Annotated[Path, typer.Option("--structure", help="A file that ASE reads, an LMDB or an npz.")]
 Index = Annotated[int, typer.Option(help="Number of the structure in its file.")]
 Units = Annotated[str, typer.Option("--units", help="kcal/mol, eV or meV.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Structures per batch.")]

@@ -117,10 +117,14 @@ def _evaluate(
     """Test errors of each run's checkpoint; a checkpoint that was evaluated on `data` before is left out."""
     from fairchem_piwsl.analysis.evaluate import evaluate
     from fairchem_piwsl.analysis.potential import file_digest
+    from fairchem_piwsl.datasets.readers import split_slice
 
-    stamp = Path(data).stat().st_mtime_ns if Path(data).exists() else 0
+    text, frames = split_slice(str(data))
+    source = Path(text)
+    chosen = "" if frames == slice(None) else f"_{frames}"
+    stamp = source.stat().st_mtime_ns if source.exists() else 0
     for number, run in enumerate(runs, 1):
-        path = folder / f"{file_digest(run.checkpoint)}_{file_name(Path(data).stem)}_{stamp}.json"
+        path = folder / f"{file_digest(run.checkpoint)}_{file_name(source.stem + chosen)}_{stamp}.json"
         if not path.exists():
             print(f"evaluating {number} of {len(runs)}: {run.checkpoint}", file=sys.stderr)
             write_result(path, evaluate([run.checkpoint], data, group_by="none", **load_options))

@@ -324,6 +324,10 @@ def test_command_evaluates_each_run_once(tmp_path):
     assert first.stderr.count("evaluating") == 2
     again = CliRunner().invoke(app, [*arguments, "--json"])
     assert "evaluating" not in again.stderr
+    for part in ("@:3", "@3:"):  # parts of a data set are data sets of their own
+        other = CliRunner().invoke(app, [*arguments[:3], f"{test}{part}", *arguments[4:]])
+        assert other.stderr.count("evaluating") == 2, other.output
+    assert len({file.name for file in (tmp_path / "out" / "evaluations").iterdir()}) == 6
     entries = {entry["quantity"]: entry for entry in json.loads(again.stdout)["sections"][0]["entries"]}
     assert len(entries["forces_rmse"]["values"]) == 2
     assert len(set(entries["forces_rmse"]["values"])) == 2
