@@ -14,7 +14,8 @@ from recipes.compare import compare
 from recipes.compare_report import markdown_table, plot, rich_table, summary
 from rich.console import Console
 
-from fairchem_piwsl.files import write_json, write_text
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import check_output_folder, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "s2ef" / "example.yml"
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     args = parser.parse_args()
+    check_output_folder(args.out)
 
     test = example_data() / "test" / "data.lmdb"
     results = compare(CONFIG, METHODS, args.seeds, test, args.out)
@@ -43,4 +45,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"demo.py: {error}") from None

@@ -20,7 +20,8 @@ from recipes.compare_report import markdown_table, rich_table
 from rich.console import Console
 
 from fairchem_piwsl.datasets.prepare import prepare
-from fairchem_piwsl.files import write_text
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import check_output_folder, write_text
 
 CONFIG = Path(__file__).with_suffix(".yml")
 DATA = Path("data/rmd17_aspirin_100")
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/rmd17_aspirin"))
     args = parser.parse_args()
+    check_output_folder(args.out)
 
     if not DATA.exists():
         convert(args.train, args.test)
@@ -88,4 +90,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"rmd17_aspirin.py: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,15 +16,6 @@ UNITS = {
     "eV": (1.0, "eV", "eV/Angstrom"),
     "meV": (1000.0, "meV", "meV/Angstrom"),
 }
-METRICS = (
-    "energy_mae",
-    "energy_rmse",
-    "energy_per_atom_mae",
-    "energy_per_atom_rmse",
-    "forces_mae",
-    "forces_rmse",
-    "forces_cosine",
-)
 
 
 def energy_units(name: str) -> tuple[float, str, str]:
@@ -34,8 +25,7 @@ def energy_units(name: str) -> tuple[float, str, str]:
     return UNITS[name]
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A value with its bootstrap interval; NaN where no structure has the label."""
 
     value: float
@@ -44,7 +34,7 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         """The same estimate in another unit."""
-        return Estimate(self.value * factor, self.low * factor, self.high * factor)
+        return Estimate(*(factor * number for number in self))
 
 
 def error_table(
@@ -62,16 +52,16 @@ def error_table(
     NaN labels are left out. Force MAE and RMSE are over Cartesian components; the cosine is the mean over
     atoms of the cosine between predicted and reference force, and has no unit.
     """
-    numerators, counts = _sums(energy, forces, energy_predicted, forces_predicted)
+    sums = _sums(energy, forces, energy_predicted, forces_predicted)
     n_structures = len(energy)
     draws = np.random.default_rng(seed).multinomial(
         n_structures, np.full(n_structures, 1.0 / max(n_structures, 1)), size=n_bootstrap
     )
     table = {}
     tail = 50.0 * (1.0 - confidence)
-    for metric in METRICS:
-        value = _ratio(metric, numerators[metric].sum(), counts[metric].sum())
-        resampled = _ratio(metric, draws @ numerators[metric], draws @ counts[metric])
+    for metric, (numerator, count) in sums.items():
+        value = _ratio(metric, numerator.sum(), count.sum())
+        resampled = _ratio(metric, draws @ numerator, draws @ count)
         resampled = resampled[np.isfinite(resampled)]
         low, high = np.percentile(resampled, [tail, 100.0 - tail]) if resampled.size else (np.nan, np.nan)
         table[metric] = Estimate(float(value), float(low), float(high))
@@ -99,43 +89,32 @@ def _sums(
     forces: Sequence[np.ndarray],
     energy_predicted: np.ndarray,
     forces_predicted: Sequence[np.ndarray],
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Per structure: the sum that a metric averages, and how many terms it has, each [S]."""
-    natoms = np.array([len(force) for force in forces], dtype=float)
-    error = np.asarray(energy_predicted, dtype=float) - np.asarray(energy, dtype=float)
-    known = np.isfinite(np.asarray(energy, dtype=float)).astype(float)
-    error = np.where(known > 0, error, 0.0)
-    numerators = {
-        "energy_mae": np.abs(error),
-        "energy_rmse": error**2,
-        "energy_per_atom_mae": np.abs(error / natoms),
-        "energy_per_atom_rmse": (error / natoms) ** 2,
+    natoms = np.array([len(force) for force in forces])
+    structure = np.repeat(np.arange(len(natoms)), natoms)
+
+    def over_atoms(values: np.ndarray) -> np.ndarray:
+        return np.bincount(structure, values, minlength=len(natoms))
+
+    known = np.isfinite(energy).astype(float)
+    error = np.where(known > 0, np.asarray(energy_predicted) - energy, 0.0)
+    reference, predicted = np.concatenate(forces), np.concatenate(forces_predicted)
+    labelled = np.isfinite(reference)
+    difference = np.where(labelled, predicted - reference, 0.0)
+    norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(predicted, axis=1)
+    defined = norms > 0  # false where a component is NaN
+    cosines = np.divide((reference * predicted).sum(1), norms, out=np.zeros(len(norms)), where=defined)
+    components = over_atoms(labelled.sum(1))
+    return {
+        "energy_mae": (np.abs(error), known),
+        "energy_rmse": (error**2, known),
+        "energy_per_atom_mae": (np.abs(error / natoms), known),
+        "energy_per_atom_rmse": ((error / natoms) ** 2, known),
+        "forces_mae": (over_atoms(np.abs(difference).sum(1)), components),
+        "forces_rmse": (over_atoms((difference**2).sum(1)), components),
+        "forces_cosine": (over_atoms(cosines), over_atoms(defined)),
     }
-    counts = dict.fromkeys(numerators, known)
-    absolute, squared, components, cosine, atoms = [], [], [], [], []
-    for reference, predicted in zip(forces, forces_predicted, strict=True):
-        labelled = np.isfinite(reference)
-        difference = np.where(labelled, predicted - np.nan_to_num(reference), 0.0)
-        absolute.append(np.abs(difference).sum())
-        squared.append((difference**2).sum())
-        components.append(labelled.sum())
-        whole = labelled.all(axis=1)
-        norms = np.linalg.norm(reference[whole], axis=1) * np.linalg.norm(predicted[whole], axis=1)
-        defined = norms > 0
-        dots = (reference[whole] * predicted[whole]).sum(axis=1)
-        cosine.append((dots[defined] / norms[defined]).sum())
-        atoms.append(defined.sum())
-    numerators |= {
-        "forces_mae": np.array(absolute, dtype=float),
-        "forces_rmse": np.array(squared, dtype=float),
-        "forces_cosine": np.array(cosine, dtype=float),
-    }
-    counts |= {
-        "forces_mae": np.array(components, dtype=float),
-        "forces_rmse": np.array(components, dtype=float),
-        "forces_cosine": np.array(atoms, dtype=float),
-    }
-    return numerators, counts
 
 
 def _ratio(metric: str, numerator: np.ndarray | float, count: np.ndarray | float) -> np.ndarray:

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from fairchem_piwsl.analysis.error_metrics import (
-    METRICS,
     UNITS,
-    Estimate,
     energy_units,
     error_table,
     in_units,
@@ -24,6 +22,7 @@ from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_result
 from fairchem_piwsl.report import figures
+from fairchem_piwsl.report.tables import TITLES as ERRORS
 from fairchem_piwsl.structures import Labelled
 from fairchem_piwsl.units import ENERGY_UNITS
 
@@ -70,7 +69,7 @@ def evaluate(
         "structures": len(structures),
         "atoms": sum(map(len, atoms)),
         "confidence": CONFIDENCE,
-        "units": {metric: unit_of(metric, units) for metric in METRICS},
+        "units": {metric: unit_of(metric, units) for metric in ERRORS},
         "models": models,
         "warning": unit_warning(structures, predictions, data),
     }
@@ -228,7 +227,7 @@ def _describe(
     units: str,
     n_bootstrap: int,
 ) -> dict[str, Any]:
-    def table(indices: np.ndarray) -> dict[str, Estimate]:
+    def table(indices: np.ndarray) -> dict[str, dict[str, float]]:
         errors = error_table(
             np.array([structures[i].energy for i in indices]),
             [structures[i].forces for i in indices],
@@ -237,18 +236,12 @@ def _describe(
             n_bootstrap=n_bootstrap,
             confidence=CONFIDENCE,
         )
-        return in_units(errors, units)
+        return {metric: estimate._asdict() for metric, estimate in in_units(errors, units).items()}
 
     return {
         "name": potential.name,
         "checkpoint": str(potential.path),
         "forces": "gradient of the energy" if potential.gradient_forces else "output of the model",
-        "metrics": _as_dict(table(np.arange(len(structures)))),
-        "groups": {
-            name: {"structures": len(indices), **_as_dict(table(indices))} for name, indices in groups.items()
-        },
+        "metrics": table(np.arange(len(structures))),
+        "groups": {name: {"structures": len(indices), **table(indices)} for name, indices in groups.items()},
     }
-
-
-def _as_dict(table: dict[str, Estimate]) -> dict[str, dict[str, float]]:
-    return {key: {"value": item.value, "low": item.low, "high": item.high} for key, item in table.items()}
