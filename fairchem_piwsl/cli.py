@@ -81,8 +81,10 @@ def _bench(
     from rich.console import Console
 
     from fairchem_piwsl.config import read_config
-    from fairchem_piwsl.files import write_json
+    from fairchem_piwsl.files import check_output_file, write_json
 
+    if json_file:
+        check_output_file(json_file, "--json")
     config = read_config(config_yml, context.args, method)
     from fairchem_piwsl.training import bench
 

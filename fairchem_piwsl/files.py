@@ -125,3 +125,10 @@ def check_output_folder(folder: str | os.PathLike[str], option: str = "--out") -
         raise UserError(f"{option} {folder}: {nearest} is no folder; give another one.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{option} {folder}: {nearest} cannot be written; give another folder.")
+
+
+def check_output_file(path: str | os.PathLike[str], option: str) -> None:
+    """Refuse a file for results that cannot be written, before any work; nothing is made here."""
+    if Path(path).is_dir():
+        raise UserError(f"{option} {path} is a folder; give the path of a file.")
+    check_output_folder(Path(path).parent, option)

@@ -21,7 +21,9 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.trainer import PIWSLForcesTrainer
+from fairchem_piwsl.training.preflight import check_config
 from fairchem_piwsl.training.stacking import stack
 
 
@@ -69,6 +71,9 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
         `variants` (name -> median seconds, peak_bytes), `ratios` (name -> median, lower and upper quartile
         over rounds), the medians of the three main ratios at the top level, and what was measured on.
     """
+    check_config(config)
+    if not PIWSLSettings.from_config(config["optim"].get("piwsl")).weak:
+        raise UserError("optim.piwsl has no weight above zero, so there is nothing to compare; set c_pitc.")
     with tempfile.TemporaryDirectory() as folder:
         variants = _variants(config, Path(folder), cpu)
         measured = _measure(list(variants.values()), rounds, warmup)
@@ -109,14 +114,12 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     setup_imports()
     config = _with_weak_terms_in_every_step(config)
     piwsl = _trainer(PIWSLForcesTrainer, config, folder, cpu)
-    if not piwsl.piwsl.weak:
-        raise UserError("optim.piwsl has no weight above zero, so there is nothing to compare; set c_pitc.")
     batch = next(iter(piwsl.train_loader)).to(piwsl.device)
     # the other trainers need no data set, and LMDB opens a file only once in a process
     without_data = copy.deepcopy(dict(config))
     without_data["dataset"] = {"train": {k: v for k, v in config["dataset"]["train"].items() if k != "src"}}
     plain = copy.deepcopy(without_data)
-    plain["optim"].pop("piwsl", None)
+    plain["optim"].pop("piwsl")
     separate = copy.deepcopy(without_data)
     separate["optim"]["piwsl"]["share_graph"] = False
     configurations = 1 + piwsl.piwsl.needs_c + piwsl.piwsl.needs_b
@@ -136,8 +139,7 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
 def _with_weak_terms_in_every_step(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config without the schedule of its weak terms, which would leave the measured steps without them."""
     changed: dict[str, Any] = copy.deepcopy(dict(config))
-    if isinstance(changed["optim"].get("piwsl"), dict):
-        changed["optim"]["piwsl"] |= {"start_step": 0, "ramp_steps": 0, "every_n_steps": 1}
+    changed["optim"]["piwsl"] |= {"start_step": 0, "ramp_steps": 0, "every_n_steps": 1}
     return changed
 
 
