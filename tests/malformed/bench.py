@@ -15,7 +15,7 @@ NAN, INFINITE = float("nan"), float("inf")
 #: values of `optim.piwsl` that no step can be made with -> word of the remedy
 SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
     "c_pitc": ((-1, NAN, INFINITE, True, "much", None, [1]), "must be"),
-    "c_pisc": ((-0.5,), "a weight >= 0"),
+    "c_pisc": ((-0.5,), ">= 0"),
     "eps_max": ((0, -0.1, "0.1 A"), "must be"),
     "k_2nd": ((0.7, -0.1), "in [0, 0.5]"),
     "pisc_case": ((0, 4, 1.5), "one of 1, 2, 3"),
@@ -54,8 +54,8 @@ CONFIGS: dict[str, tuple[Mapping[str, Any], tuple[str, ...], str]] = {
 
 #: options -> words of the sentence, the remedy, further files
 OPTIONS: dict[str, tuple[tuple[str, ...], str, dict[str, Content]]] = {
-    "--rounds 1": (("--rounds",), ">=2", {}),
-    "--rounds -3": (("--rounds",), ">=2", {}),
+    "--rounds 1": (("--rounds",), "--help", {}),
+    "--rounds -3": (("--rounds",), "--help", {}),
     "--rounds many": (("--rounds",), "integer", {}),
     "--json .": (("--json",), "path of a file", {}),
     "--json c.yml/b.json": (("--json", "c.yml"), "give another one", {}),
