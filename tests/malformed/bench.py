@@ -67,7 +67,9 @@ def unlabelled(path: Path) -> None:
     write_lmdb(path, [to_data(atoms, i, False, False) for i, atoms in enumerate(labelled_molecules(3))])
 
 
-def bench(name: str, changes: Mapping[str, Any], words: tuple[str, ...], remedy: str, **files: Content) -> Case:
+def bench(
+    name: str, changes: Mapping[str, Any], words: tuple[str, ...], remedy: str, **files: Content
+) -> Case:
     return Case(name, BENCH, words, remedy, {"c.yml": changed(changes), **files}, uses=("tiny_data",))
 
 
