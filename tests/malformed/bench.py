@@ -6,7 +6,6 @@ from typing import Any
 
 from conftest import labelled_molecules, to_data, write_lmdb
 from helpers_malformed import Case, Content
-
 from malformed.training import MISSING, changed
 
 BENCH = "piwsl bench --cpu --config-yml c.yml"
