@@ -31,7 +31,7 @@ from fairchem_piwsl.sweeps.study import (
     retry_dead,
     slots,
 )
-from fairchem_piwsl.sweeps.sweep_checks import check_executor, check_new_folder, check_trials
+from fairchem_piwsl.sweeps.sweep_checks import check_executor, check_new_folder, check_trials, load_function
 from fairchem_piwsl.sweeps.sweep_file import Sweep, load_bases, load_sweep
 from fairchem_piwsl.sweeps.worker import Worker, budget_spent
 from fairchem_piwsl.sweeps.worker_jobs import WorkerJobs, slurm_executor
@@ -105,10 +105,11 @@ def resume(
     """Go on with a sweep whose launcher or workers ended, or give it more trials; arguments as for `start`."""
     folder = folder.absolute()
     sweep = load_folder(folder, trials=trials, workers=workers)
-    executor = executor or read_launch(folder).get("executor", "local")
+    launch = read_launch(folder)
+    executor = executor or launch.get("executor", "local")
     check_executor(executor)
     check_output_folder(folder, "folder")
-    check_trials(sweep)
+    load_function(sweep.function, launch["workdir"])
     storage = open_storage(sweep.storage, folder)
     study = load_study(sweep, storage)
     if "space" in study.user_attrs:

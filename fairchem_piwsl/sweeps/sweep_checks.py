@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -15,7 +16,6 @@ from typing import Any
 from fairchem_piwsl.config import with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder
-from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.sweeps.space import extremes
 from fairchem_piwsl.sweeps.sweep_file import TRAINING, Sweep
 
@@ -52,10 +52,10 @@ def check_new_folder(sweep: Sweep, folder: Path) -> None:
         raise UserError(f"--folder {folder} is not empty; choose another folder, its files shall stay.")
 
 
-def load_function(name: str) -> Callable[..., Any]:
-    """The function that a trial calls with its config and a reporter, by its dotted path."""
-    if os.getcwd() not in sys.path:  # as `python -m` has it, which starts the workers
-        sys.path.append(os.getcwd())
+def load_function(name: str, folder: str) -> Callable[..., Any]:
+    """The function that a trial calls with its config and a reporter, by its dotted path, also from `folder`."""
+    if folder not in sys.path:  # as `python -m` has it, which starts the workers
+        sys.path.append(folder)
     module, _, last = name.rpartition(".")
     try:
         function = getattr(importlib.import_module(module), last)
@@ -68,14 +68,21 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def check_trials(sweep: Sweep) -> None:
-    """Raise for a trial that could not run: its function, or for trainings a value at the edges of the space."""
-    load_function(sweep.function)
+    """Raise for trials that could not run: the function, or for trainings the config of the first trial and of
+    those at the edges of the search space."""
+    load_function(sweep.function, os.getcwd())
     if sweep.function != TRAINING:
         return
-    for values in [{}, *extremes(sweep.space)]:
-        config = with_values(sweep.base, values)
-        try:
-            PIWSLSettings.from_config(config.get("optim", {}).get("piwsl"))
-        except UserError as error:
-            where = ", ".join(f"{key} = {value}" for key, value in values.items())
-            raise UserError(f"space, at {where}: {error}" if values else str(error)) from error
+    from fairchem_piwsl.training.preflight import check_config
+
+    check_config(sweep.base)
+    logging.disable(logging.WARNING)  # all there is to say has been said once
+    try:
+        for values in extremes(sweep.space):
+            try:
+                check_config(with_values(sweep.base, values))
+            except UserError as error:
+                where = ", ".join(f"{key} = {value}" for key, value in values.items())
+                raise UserError(f"space, at {where}: {error}") from error
+    finally:
+        logging.disable(logging.NOTSET)

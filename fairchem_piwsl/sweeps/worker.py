@@ -163,7 +163,7 @@ class _Loop:
                 self.folder / RUNS / "validations" / f"{run}.jsonl",
                 self._stopping,
             )
-            load_function(self.sweep.function)(self._config(chosen, run), self.reporter)
+            load_function(self.sweep.function, os.getcwd())(self._config(chosen, run), self.reporter)
             if not self.reporter.history:
                 raise RuntimeError("no validation ran: optim.eval_every is larger than the number of steps")
             self._note(trial, started)
