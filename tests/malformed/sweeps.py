@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from conftest import make_config
 from helpers_malformed import Case
 from helpers_sweep import BASE, sweep_content
 
@@ -30,6 +31,19 @@ def space(name: str, entry: Any, names: tuple[str, ...], remedy: str) -> Case:
     return start(
         f"space-{name}", {"space": {"optim.lr_initial": entry}}, ("optim.lr_initial", *names), remedy
     )
+
+
+def training(name: str, names: tuple[str, ...], remedy: str, **changes: Any) -> Case:
+    """A sweep of trainings that could be carried out without `changes`."""
+    content = {"study": "toy", "base": "base.yml", "trials": 2, "objective": "forces_mae", **changes}
+    config = make_config(Path("{tiny_data}"), Path("runs"), piwsl={"c_pitc": 1.0})
+    texts = {"base.yml": yaml.safe_dump(config), "sweep.yml": yaml.safe_dump(content, sort_keys=False)}
+    return Case(name, "piwsl sweep start sweep.yml", names, remedy, texts, ("tiny_data",))
+
+
+def trial(name: str, key: str, entry: dict[str, Any], names: tuple[str, ...], remedy: str) -> Case:
+    """A sweep of trainings in which one value of the space cannot be trained with."""
+    return training(f"trial-{name}", names, remedy, space={key: entry})
 
 
 def broken(file: str, content: str | None) -> Callable[[Path], None]:
@@ -158,6 +172,17 @@ CASES = [
     start("function-no-function", {"function": "helpers_sweep.BASE"}, ("function", "BASE"), "dotted path"),
     start("function-arguments", {"function": "helpers_sweep.read_log"}, ("function", "read_log"), "report"),
     start("training-key", {"function": None, "space": {"optim.lr_intial": FLOAT}}, ("optim.lr_intial",), "did you mean"),
+    training("training-metric", ("'force_mae'",), "did you mean 'forces_mae'", objective="force_mae",
+             space={"optim.lr_initial": {**FLOAT, "low": 0.1}}),
+    training("training-set", ("optim.batch_size",), ">= 1", set={"optim.batch_size": 0},
+             space={"optim.lr_initial": {**FLOAT, "low": 0.1}}),
+    training("training-data", ("gone.lmdb",), "", set={"dataset.train.src": "gone.lmdb"},
+             space={"optim.lr_initial": {**FLOAT, "low": 0.1}}),
+    trial("negative", "optim.lr_initial", {**FLOAT, "low": -1}, ("optim.lr_initial = -1.0",), ">= 0"),
+    trial("weight", "optim.piwsl.c_pitc", {**FLOAT, "low": -1}, ("optim.piwsl.c_pitc = -1.0",), "c_pitc must be"),
+    trial("model", "model.hidden_channels", {"type": "int", "low": 0, "high": 8}, ("model.hidden_channels = 0",), ">= 1"),
+    trial("choice", "optim.optimizer", {"type": "categorical", "choices": ["AdamW", "Adamm"]},
+          ("optim.optimizer = Adamm",), "did you mean"),
     # storage, folder, executor
     start("storage-folder", {"storage": "gone/study.log"}, ("storage", "gone"), "make it first"),
     start("storage-kind", {"storage": "study.db"}, ("study.db",), "database URL"),
