@@ -7,44 +7,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.config import with_values
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.jobs.command_line import parser, with_flags
 from fairchem_piwsl.sweeps.reporter import Reporter
+from fairchem_piwsl.sweeps.sweep_file import Sweep
 
 TRIAL_TRAINER = "piwsl_sweep_trial"
 
 
-def command_line(
-    config: Mapping[str, Any], *, run_dir: Path, run: str, seed: int, cpu: bool, amp: bool = False
-) -> dict[str, Any]:
-    """`config` with what fairchem's command line adds to it, for one process; `run` names run and folders."""
-    return {
-        **config,
-        "mode": "train",
-        "identifier": run,
-        "timestamp_id": run,
-        "seed": seed,
-        "is_debug": False,
-        "run_dir": str(run_dir),
-        "print_every": config.get("print_every", 100),
-        "amp": amp,
-        "checkpoint": None,
-        "cpu": cpu,
-        "submit": False,
-        "summit": False,
-        "world_size": 1,
-        "distributed_backend": "gloo" if cpu else "nccl",
-        "gp_gpus": None,
-        "hide_eval_progressbar": True,
-    }
-
-
-def with_group(config: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """`config` whose logger, where it is wandb, puts all runs of a sweep into one group."""
+def trial_config(sweep: Sweep, values: Mapping[str, Any], run_dir: Path, run: str) -> dict[str, Any]:
+    """The config of a trial as main.py would make it, for one process; `run` names run and folders."""
+    config = with_values(sweep.base, values)
     logger = config.get("logger", "tensorboard")
-    logger = {"name": logger} if isinstance(logger, str) else dict(logger)
-    if logger["name"] == "wandb":
-        return {**config, "logger": {"group": group, **logger}}
-    return {**config, "logger": config.get("logger", "tensorboard")}
+    if isinstance(logger, Mapping) and logger["name"] == "wandb":  # all runs of a sweep are one group
+        logger = {"group": sweep.study, **logger}
+    elif logger == "wandb":
+        logger = {"group": sweep.study, "name": logger}
+    flags = {
+        "mode": "train", "config-yml": "unused", "identifier": run, "timestamp-id": run, "run-dir": run_dir,
+        "seed": sweep.seed, "print-every": config.get("print_every", 100),
+    }  # fmt: skip
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    arguments += [f"--{name}" for name in ("cpu", "amp") if getattr(sweep, name)]
+    made = with_flags(config, parser().parse_args(arguments))
+    return {**made, "logger": logger, "hide_eval_progressbar": True}
 
 
 def train_trial(config: Mapping[str, Any], reporter: Reporter) -> None:

@@ -9,7 +9,6 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from submitit.helpers import Checkpointable, DelayedSubmission
 
-from fairchem_piwsl.config import with_values
 from fairchem_piwsl.sweeps.folder import load_folder
 from fairchem_piwsl.sweeps.heartbeat import STOP, Heartbeat, Observer
 from fairchem_piwsl.sweeps.reporter import Reporter, failure_reason
@@ -37,10 +35,11 @@ from fairchem_piwsl.sweeps.study import (
 )
 from fairchem_piwsl.sweeps.sweep_checks import load_function
 from fairchem_piwsl.sweeps.sweep_file import Sweep
-from fairchem_piwsl.sweeps.trial_training import command_line, with_group
+from fairchem_piwsl.sweeps.trial_training import trial_config
 from fairchem_piwsl.training.checkpoints import Preempted
 
 RUNS = "runs"
+TOO_LATE = "trial {} was given to another worker while this one was silent"
 #: seconds between two looks for a trial where another worker's may have to be taken over
 IDLE = 1.0
 
@@ -52,9 +51,9 @@ class Worker(Checkpointable):
         self.folder = folder
         self.index = index
 
-    def __call__(self) -> dict[str, int]:
-        """Run trials until there is nothing to do; returns how many ended in which way."""
-        return _Loop(Path(self.folder).resolve(), self.index).run()
+    def __call__(self) -> None:
+        """Run trials until there is nothing to do."""
+        _Loop(Path(self.folder).resolve(), self.index).run()
 
     def checkpoint(self) -> DelayedSubmission:
         """For submitit, which requeues the job: the study holds all that is to be kept."""
@@ -79,9 +78,9 @@ class _Loop:
         self.reporter: Reporter | None = None
         self.stop_reason = ""
         self.preempted = False
-        self.ended: dict[str, int] = {}
 
-    def run(self) -> dict[str, int]:
+    def run(self) -> None:
+        """Run trials until there is nothing to do."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         old = self._catch_signals()
         try:
@@ -95,7 +94,6 @@ class _Loop:
         handler = old.get(signal.SIGUSR2)
         if self.preempted and callable(handler):
             handler(signal.SIGUSR2, None)  # submitit's: requeues the job and ends this process
-        return self.ended
 
     # ---------------------------------------------------------------- stopping
 
@@ -152,35 +150,30 @@ class _Loop:
         """One trial from its values to its end, whatever that is."""
         slot = trial.user_attrs[SLOT]
         run = f"{self.sweep.study}-{slot:04d}"
+        history = self.folder / RUNS / "validations" / f"{run}.jsonl"
         self.heartbeat.update(trial=trial.number, slot=slot)
         started = time.time()
-        outcome = "failed"
         try:
-            chosen = suggest(trial, self.sweep.space)
-            self.reporter = Reporter(
-                trial,
-                self.sweep.objective,
-                self.folder / RUNS / "validations" / f"{run}.jsonl",
-                self._stopping,
-            )
-            load_function(self.sweep.function, os.getcwd())(self._config(chosen, run), self.reporter)
+            values = suggest(trial, self.sweep.space)
+            self.reporter = Reporter(trial, self.sweep.objective, history, lambda: bool(self.stop_reason))
+            config = trial_config(self.sweep, values, self.folder / RUNS, run)
+            load_function(self.sweep.function, os.getcwd())(config, self.reporter)
             if not self.reporter.history:
                 raise RuntimeError("no validation ran: optim.eval_every is larger than the number of steps")
             self._note(trial, started)
-            values = self.sweep.objective.final(list(self.reporter.history.values()))
-            outcome = self._tell(study, trial, TrialState.COMPLETE, values)
+            result = self.sweep.objective.final(list(self.reporter.history.values()))
+            _tell(study, trial, TrialState.COMPLETE, result)
         except optuna.TrialPruned:
             self._note(trial, started)
-            outcome = self._tell(study, trial, TrialState.PRUNED)
+            _tell(study, trial, TrialState.PRUNED)
         except Preempted:
             self._note(trial, started)
             hand_back(study, self.storage, self.folder, trial.number, self.stop_reason or "preempted")
-            outcome = "handed back"
         except KeyboardInterrupt:
             hand_back(study, self.storage, self.folder, trial.number, "stopped by the user")
             raise
         except UpdateFinishedTrialError:
-            outcome = self._lost(trial)
+            logging.warning(TOO_LATE.format(trial.number))
         except (Exception, SystemExit) as error:
             logging.exception(f"trial {trial.number} failed")
             self._keep_traceback(run)
@@ -189,40 +182,13 @@ class _Loop:
         finally:
             self.reporter = None
             self.heartbeat.update(trial=None, slot=None)
-        self.ended[outcome] = self.ended.get(outcome, 0) + 1
-
-    def _tell(
-        self, study: optuna.Study, trial: optuna.Trial, state: TrialState, values: list[float] | None = None
-    ) -> str:
-        told = study.tell(trial, values, state, skip_if_finished=True)
-        return state.name.lower() if told.state == state else self._lost(trial)
-
-    def _lost(self, trial: optuna.Trial) -> str:
-        logging.warning(f"trial {trial.number} was given to another worker while this one was silent")
-        return "lost"
-
-    def _stopping(self) -> bool:
-        return bool(self.stop_reason)
-
-    def _config(self, values: Mapping[str, Any], run: str) -> dict[str, Any]:
-        config = with_group(with_values(self.sweep.base, values), self.sweep.study)
-        return command_line(
-            config,
-            run_dir=self.folder / RUNS,
-            run=run,
-            seed=self.sweep.seed,
-            cpu=self.sweep.cpu,
-            amp=self.sweep.amp,
-        )
 
     def _note(self, trial: optuna.Trial, started: float) -> None:
         """Time and steps of the trial; no longer possible where it has been closed by another worker."""
-        try:
+        with suppress(UpdateFinishedTrialError):
             trial.set_user_attr("seconds", round(time.time() - started, 3))
             if self.reporter is not None:
                 trial.set_user_attr(STEPS, self.reporter.steps)
-        except UpdateFinishedTrialError:
-            pass
 
     def _keep_traceback(self, run: str) -> None:
         path = self.folder / RUNS / "errors" / f"{run}.txt"
@@ -230,6 +196,13 @@ class _Loop:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write(traceback.format_exc() + "\n")
+
+
+def _tell(
+    study: optuna.Study, trial: optuna.Trial, state: TrialState, values: list[float] | None = None
+) -> None:
+    if study.tell(trial, values, state, skip_if_finished=True).state != state:
+        logging.warning(TOO_LATE.format(trial.number))
 
 
 def budget_spent(sweep: Sweep, study: optuna.Study) -> bool:
