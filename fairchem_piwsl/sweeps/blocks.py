@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -16,6 +15,7 @@ from pydantic import (
 )
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import did_you_mean
 
 
 def _number(value: Any) -> Any:
@@ -57,12 +57,6 @@ class Block(BaseModel):
 BlockType = TypeVar("BlockType", bound=Block)
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    """A hint at the closest of the known names, or at all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
-
-
 #: what a value must be, by pydantic's name of the mistake or its beginning
 WANTED = {
     "greater_than": "above {gt}", "greater_than_equal": "{ge} or more", "literal_error": "{expected}",
@@ -85,4 +79,4 @@ def checked(kind: type[BlockType], content: Any, where: str) -> BlockType:
         text = " is missing; add it" if name == "missing" else str(context.get("error", text))
         key = ".".join(str(part) for part in mistake["loc"])
         sentence = f"{key}{text}" if key else text.lstrip(": ")
-        raise UserError(f"{where}: {sentence}{'' if text.endswith('?') else '.'}") from None
+        raise UserError(f"{where}: {sentence}{'' if text[-1] in '.?' else '.'}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,6 +18,7 @@ from pydantic import (
 
 from fairchem_piwsl.config import check_keys, get_value, load_parts, read_yaml, with_values
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import did_you_mean
 from fairchem_piwsl.sweeps.blocks import Block, NaturalInt, PositiveFloat, PositiveInt, checked
 from fairchem_piwsl.sweeps.space import Parameter, parse_space
 
@@ -240,6 +240,5 @@ def _check_metrics(metrics: list[str], base: Mapping[str, Any]) -> None:
         known |= set(OWN_METRICS)
     for metric in metrics:
         if metric not in known:
-            close = difflib.get_close_matches(metric, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "add it to evaluation_metrics.metrics."
+            hint = did_you_mean(metric, sorted(known)).replace("settings", "metrics")
             raise UserError(f"objective: the validation reports no '{metric}'; {hint}")
