@@ -7,17 +7,14 @@ and the like depends on the class that is named there.
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets.ase_datasets import apply_one_tags
 from fairchem.core.modules import evaluator
 from fairchem.core.modules.normalization import element_references, normalizer
 from fairchem.core.preprocessing import AtomsToGraphs
-from torch.optim import lr_scheduler
 
 from fairchem_piwsl.kinds import (
     ANYTHING,
@@ -35,6 +32,7 @@ from fairchem_piwsl.kinds import (
     whole,
 )
 from fairchem_piwsl.settings import SETTINGS
+from fairchem_piwsl.training.class_arguments import OPTIMIZERS, SCHEDULERS, of_signature, registered
 
 #: highest seed that numpy takes
 MAX_SEED = 2**32 - 1
@@ -42,101 +40,10 @@ FREE = Block({}, others=ANYTHING)
 LEVELS = ("system", "atom")
 
 
-def _subclasses(module: Any, base: type, unusable: Iterable[str]) -> dict[str, type]:
-    return {
-        name: found
-        for name, found in vars(module).items()
-        if inspect.isclass(found) and issubclass(found, base) and found is not base
-        and not name.startswith("_") and name not in unusable
-    }  # fmt: skip
-
-
-#: LBFGS needs a closure, SparseAdam sparse gradients
-OPTIMIZERS = _subclasses(torch.optim, torch.optim.Optimizer, ("LBFGS", "SparseAdam"))
-#: what is left out is made of other schedulers or of functions
-SCHEDULERS = _subclasses(
-    lr_scheduler,
-    lr_scheduler.LRScheduler,
-    ("LRScheduler", "SequentialLR", "ChainedScheduler", "MultiplicativeLR"),
-)
 METRICS = [
     name for name, found in vars(evaluator).items()
     if inspect.isfunction(found) and list(inspect.signature(found).parameters)[:2] == ["prediction", "target"]
 ]  # fmt: skip
-
-#: sizes of a model, and other arguments whose name says more than their type
-SIZES = re.compile(
-    r"(.*_)?(cutoff|radius|channels|layers|rbf|gaussians|filters|interactions|heads|neighbors|elements|blocks|"
-    r"functions|radial|spherical|samples|basis|bessel|size)|emb_size_.*|max_num_.*"
-)
-ARGUMENTS: dict[str, AnyKind] = {
-    "T_max": whole(1),
-    "T_0": whole(1),
-    "T_mult": whole(1),
-    "step_size": whole(1),
-    "total_steps": optional(whole(1)),
-    "total_iters": whole(1),
-    "gamma": number(above=0),
-    "factor": number(above=0, below=1),
-    "patience": whole(0),
-    "cooldown": whole(0),
-    "eta_min": number(low=0),
-    "min_lr": Either((Items(number(low=0)), number(low=0))),
-    "milestones": Items(whole(1)),
-    "mode": one_of(("min", "max", "triangular", "triangular2", "exp_range")),
-    "weight_decay": number(low=0),
-    "eps": number(low=0),
-    "betas": Items(number(low=0, below=1)),
-    "momentum": number(low=0),
-}
-FROM_ANNOTATION = {"bool": FLAG, "int": whole(), "float": number()}
-
-
-def of_signature(function: Callable[..., Any], leave_out: Iterable[str] = (), **more: AnyKind) -> Block:
-    """The keyword arguments of a class or function as a block."""
-    parameters = inspect.signature(function).parameters
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    named = {
-        name: p
-        for name, p in parameters.items()
-        if name not in (*leave_out, "self") and p.kind not in variable
-    }
-    return Block(
-        {**{name: _kind(parameter) for name, parameter in named.items()}, **more},
-        required=[name for name, parameter in named.items() if parameter.default is parameter.empty],
-        others=ANYTHING if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else None,
-    )
-
-
-def _kind(parameter: inspect.Parameter) -> AnyKind:
-    if parameter.name in ARGUMENTS:
-        return ARGUMENTS[parameter.name]
-    default, note = parameter.default, parameter.annotation
-    name = note if isinstance(note, str) else getattr(note, "__name__", "")
-    types = {part.strip() for part in name.split("|")} - {"None"}
-    if len(types) == 1 and types <= FROM_ANNOTATION.keys():
-        kind: AnyKind = FROM_ANNOTATION[types.pop()]
-    else:
-        kind = FROM_ANNOTATION.get(type(default).__name__, ANYTHING)
-    if kind in (FROM_ANNOTATION["int"], FROM_ANNOTATION["float"]) and SIZES.fullmatch(parameter.name):
-        positive = default is parameter.empty or default is None or default > 0
-        if positive:
-            kind = whole(1) if kind == FROM_ANNOTATION["int"] else number(above=0)
-    return optional(kind) if default is None else kind
-
-
-def _registered(what: str, mapping: str, hidden: str = "$^") -> Kind:
-    """Names that fairchem's registry knows, or the dotted path of a class."""
-
-    def by_path(value: Any) -> bool:
-        try:
-            return "." in str(value) and registry.get_class(value, mapping) is not None
-        except Exception:  # whatever the import of a module raises
-            return False
-
-    known = [name for name in registry.mapping[mapping] if not re.search(hidden, name)]
-    every = registry.mapping[mapping]
-    return one_of(known, f"the name of a {what}", also=lambda value: value in every or by_path(value))
 
 
 def layout(config: Mapping[str, Any]) -> Block:
@@ -145,7 +52,7 @@ def layout(config: Mapping[str, Any]) -> Block:
     optim = config.get("optim")
     return Block(
         {
-            "trainer": _registered("trainer", "trainer_name_mapping"),
+            "trainer": registered("trainer", "trainer_name_mapping"),
             "logger": _logger(),
             "task": optional(TASK),
             "dataset": _dataset(targets),
@@ -230,7 +137,7 @@ SLURM = Block(
 
 
 def _logger() -> AnyKind:
-    known = _registered("logger", "logger_name_mapping")
+    known = registered("logger", "logger_name_mapping")
     name = one_of(known.known, known.wanted, also=lambda v: v == "wandb_singleton" or known.holds(v))  # type: ignore[attr-defined]
     text = dict.fromkeys(("project", "entity", "group"), optional(TEXT))
     settings = {"name": name, **text, "watch": Either((FLAG, whole(1))), "log_weight_table": whole()}
@@ -248,7 +155,7 @@ def _targets(outputs: Any) -> list[str]:
 def _losses(targets: list[str]) -> Block:
     loss = Block(
         {
-            "fn": _registered("loss", "loss_name_mapping"),
+            "fn": registered("loss", "loss_name_mapping"),
             "coefficient": number(low=0),
             "reduction": one_of(("mean", "sum")),
         },
@@ -272,7 +179,7 @@ def _metrics(targets: list[str]) -> Block:
 
 def _model(model: Any, key: str = "name") -> Block:
     """The arguments of the class that `model.name` names, and of the models inside of it."""
-    names = _registered("model", "model_name_mapping", hidden="backbone|_head")
+    names = registered("model", "model_name_mapping", hidden="backbone|_head")
     name = model.get(key) if isinstance(model, Mapping) else None
     if not names.holds(name):
         return Block({key: names}, required=(key,), others=ANYTHING)
@@ -381,7 +288,7 @@ def _split(targets: list[str]) -> Block:
         dict.fromkeys(("metadata_key", "op", "rhv"), ANYTHING), required=("metadata_key", "op", "rhv")
     )
     settings: dict[str, AnyKind] = {
-        "format": _registered("data format", "dataset_name_mapping"),
+        "format": registered("data format", "dataset_name_mapping"),
         "src": Either((Items(TEXT), TEXT)),
         "use_train_settings": FLAG,
         "key_mapping": optional(Block({}, others=TEXT)),

@@ -76,13 +76,12 @@ def check_config(config: Mapping[str, Any], needs_data: bool = True) -> str:
     Raises:
         UserError: one sentence that names the key or file at fault and the remedy.
     """
-    if not _check_keys(config):
+    if not check_keys(config):
         return ""
     config = _in_new_layout(config)
     layout(config).check(config, "")
     own = "piwsl" in config.get("trainer", "ocp").lower()
     settings = PIWSLSettings.from_config(config["optim"].get("piwsl"))
-    _check_schedule(config["optim"])
     _check_outputs(config, settings)
     _check_files(config)
     primary = _check_primary_metric(config, settings, own)
@@ -110,20 +109,26 @@ def check_configs(configs: Iterable[Mapping[str, Any]]) -> None:
     """`check_config` for several runs, once for those that differ in nothing but name and seed."""
     checked: list[dict[str, Any]] = []
     for config in configs:
-        _check_keys(config)
+        check_keys(config)
         settings = {key: value for key, value in config.items() if key not in OF_ONE_RUN}
         if settings not in checked:
             check_config(config)
             checked.append(settings)
 
 
-def _check_keys(config: Mapping[str, Any]) -> bool:
-    """Check keys and values; returns whether the config's trainer is one whose data and model are checked, too."""
+def check_keys(config: Mapping[str, Any]) -> bool:
+    """Check keys and values, but no files; returns whether the config is for one of the `TRAINERS`.
+
+    Raises:
+        UserError: names the key at fault and the remedy.
+    """
     setup_imports()
     trainer = config.get("trainer", "ocp")
     layout({}).settings["trainer"].check(trainer, "trainer")
     if trainer in TRAINERS:
         layout(config).check(config, "")
+        PIWSLSettings.from_config(config["optim"].get("piwsl"))
+        _check_schedule(config["optim"])
     return trainer in TRAINERS
 
 

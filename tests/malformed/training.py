@@ -371,4 +371,36 @@ COMMANDS = [
     )
 ]
 
-CASES = [*MISSPELT, *NUMBERS, *NAMES, *MISSING_KEYS, *BLOCKS, *FILES, *RECORDS, *COMMANDS]
+SWEEP = {
+    "study": "toy",
+    "base": "c.yml",
+    "space": {"optim.lr_initial": {"type": "float", "low": 0.001, "high": 0.1}},
+    "objective": "forces_mae",
+    "trials": 2,
+}
+SWEEPS = [
+    Case(
+        f"sweep-{name}",
+        "piwsl sweep start sweep.yml --folder out",
+        names,
+        remedy,
+        files={
+            "c.yml": changed(changes),
+            "sweep.yml": yaml.safe_dump({**SWEEP, **entries}).replace("{", "{{").replace("}", "}}"),
+        },
+        uses=("tiny_data",),
+    )
+    for name, changes, entries, names, remedy in (
+        ("misspelt", {"optim.finetune_form": "a.pt"}, {}, ("optim.finetune_form",), "finetune_from"),
+        ("no-data", {"dataset.train.src": "no.lmdb"}, {}, ("no.lmdb",), "piwsl prepare"),
+        (
+            "bound",
+            {},
+            {"space": {"optim.batch_size": {"type": "int", "low": 0, "high": 8}}},
+            ("space, at", "optim.batch_size"),
+            ">= 1",
+        ),
+    )
+]
+
+CASES = [*MISSPELT, *NUMBERS, *NAMES, *MISSING_KEYS, *BLOCKS, *FILES, *RECORDS, *COMMANDS, *SWEEPS]

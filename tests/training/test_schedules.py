@@ -41,13 +41,14 @@ def test_other_schedules_are_left_alone():
 @pytest.mark.parametrize(
     ("params", "key"),
     [
-        (None, "lambda_type"),
+        (None, "scheduler_params"),
+        ({}, "lambda_type"),
         ({"lambda_type": "cosine", "warmup_factor": 0.2, "lr_min_factor": 0}, "warmup_epochs"),
     ],
 )
-def test_an_incomplete_schedule_names_the_key(params, key):
+def test_an_incomplete_schedule_names_the_key(params, key, tiny_data, tmp_path):
     with pytest.raises(UserError, match=key):
-        with_schedule({"scheduler": "LambdaLR", "max_epochs": 1, "scheduler_params": params}, 10)
+        make_trainer(make_config(tiny_data, tmp_path, scheduler="LambdaLR", scheduler_params=params))
 
 
 def test_trainer_follows_the_cosine(tiny_data: Path, tmp_path: Path):
