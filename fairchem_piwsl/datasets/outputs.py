@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import lmdb
+
 from fairchem_piwsl.datasets.splits import SPLITS
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder
@@ -84,6 +86,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
         with _terminate_as_exception():
             yield partial
             _take_place(partial, out)
+    except lmdb.Error as error:
+        raise UserError(
+            f"--out {out} cannot be written ({error}); free space, or give another folder."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -46,7 +46,6 @@ class WriteOptions:
     trust_units: bool = False
     overwrite: bool = False
     reuse: bool = False  # a finished data set of the same arguments and files is kept
-    progress: bool = True
     quiet: bool = False
 
 
@@ -82,7 +81,6 @@ def prepare(
     trust_units: bool = False,
     overwrite: bool = False,
     reuse: bool = False,
-    progress: bool = True,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Convert files to `out/{train,val,test}/data.lmdb` in eV and eV/Angstrom; returns the summary.
@@ -139,7 +137,6 @@ def prepare(
         trust_units=trust_units,
         overwrite=overwrite,
         reuse=reuse,
-        progress=progress,
         quiet=quiet,
     )
     pool = open_sources(files, labels)
@@ -241,7 +238,7 @@ def _first(sources: list[Source], size: int | None, name: str) -> np.ndarray:
 def _write_splits(plan: Plan, folder: Path, options: WriteOptions) -> dict[str, Records]:
     records = {name: Records(len(chosen)) for name, (_, chosen) in plan.parts.items()}
     total = sum(len(r) for r in records.values())
-    hidden = not options.progress or options.quiet or not sys.stderr.isatty()
+    hidden = options.quiet or not sys.stderr.isatty()
     with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task("Converting", total=total)
         for name, (sources, chosen) in plan.parts.items():

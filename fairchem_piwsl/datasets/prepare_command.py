@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,7 +75,8 @@ def prepare_command(
     `piwsl prepare ani1x|rmd17|md22|md17_ccsd_t|tio2|lmnto PATH... --out DIR` for the paper's data sets with the
     paper's splits.
     """
-    from fairchem_piwsl.datasets.published.plans import NAMES
+    from fairchem_piwsl.datasets.prepare import prepare
+    from fairchem_piwsl.datasets.published.plans import NAMES, prepare_published
 
     own = {
         "--train-file": train_file,
@@ -92,35 +93,19 @@ def prepare_command(
         "--split": split != "shuffle",
     }
     published = {"--molecule": molecule, "--level": level, "--published-split": published_split}
+    common: dict[str, Any] = {
+        **{"out": out, "train": train, "val": val, "test": test, "seed": seed},
+        **{"trust_units": trust_units, "overwrite": overwrite},
+    }
     if files and files[0] in NAMES:
         _refuse(own, f"{files[0]} is read as published")
-        from fairchem_piwsl.datasets.published.plans import prepare_published
-
         prepare_published(
-            name=files[0],
-            paths=files[1:],
-            out=out,
-            train=train,
-            val=val,
-            test=test,
-            seed=seed,
-            molecule=molecule,
-            level=level,
-            published_split=published_split,
-            trust_units=trust_units,
-            overwrite=overwrite,
+            files[0], files[1:], molecule=molecule, level=level, published_split=published_split, **common
         )
         return
     _refuse(published, f"the first argument names no data set ({', '.join(NAMES)})")
-    from fairchem_piwsl.datasets.prepare import prepare
-
     prepare(
-        files=files or [],
-        out=out,
-        train=train,
-        val=val,
-        test=test,
-        seed=seed,
+        files or [],
         split=split,
         train_files=train_file or [],
         val_files=val_file or [],
@@ -134,8 +119,7 @@ def prepare_command(
         reference_files=reference_file or [],
         allow_missing=allow_missing,
         allow_duplicates=allow_duplicates,
-        trust_units=trust_units,
-        overwrite=overwrite,
+        **common,
     )
 
 

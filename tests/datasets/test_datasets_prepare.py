@@ -524,3 +524,18 @@ def test_energies_of_free_atoms_are_the_references(tmp_path):
     assert [file[z] for z in (1, 6, 8)] == pytest.approx([energies[s] for s in ("H", "C", "O")])
     data = records(tmp_path / "out")[0]
     assert data.energy.item() == pytest.approx(frames[frame_of(data.sid)].get_potential_energy())
+
+
+def test_a_disk_that_is_full_is_one_sentence(tmp_path):
+    save(tmp_path / "a.extxyz", molecules(20))
+    script = (
+        "import resource; from fairchem_piwsl.datasets import prepare as p\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try: p.prepare(['a.extxyz'], 'out', 10, 4, 6)\n"
+        "except p.UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("--out "), done.stderr
+    assert "out cannot be written" in done.stdout
+    assert "free space" in done.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.extxyz"]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from ase import units
+from fairchem.core.datasets import LmdbDataset
 from helpers_datasets import crystals, molecules, save
 from test_datasets_published import ethanol, write_sgdml
+from torch.utils.data import DataLoader
 
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.datasets.prepare import prepare
@@ -161,3 +163,13 @@ def test_one_box_for_records_and_predictions():
         np.testing.assert_allclose(batch.cell[0], cell, rtol=1e-6)
         assert torch.equal(record.pbc, batch.pbc)
     assert to_batch([molecules(1)[0], crystals(1)[0]], torch.float32).pbc.all()  # upstream cannot mix
+
+
+def test_one_file_serves_two_splits_and_a_loader_worker(tmp_path):
+    """What the range of lmdb versions that is asked for is chosen by."""
+    prepare([save(tmp_path / "a.extxyz", molecules(20))], tmp_path / "out", 10, 4, 6, quiet=True)
+    source = {"src": str(tmp_path / "out/train/data.lmdb")}
+    train, val = LmdbDataset(source), LmdbDataset(source)
+    for dataset in (train, val, train):
+        loader = DataLoader(dataset, num_workers=1, collate_fn=lambda batch: batch[0].sid)
+        assert len(set(loader)) == 10

@@ -407,9 +407,7 @@ def test_own_data_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for atoms in structures:
         atoms.get_forces()  # EMT labels when asked
     write("mine.extxyz", structures)
-    prepare(
-        ["mine.extxyz"], out="data/mine", train=6, val=3, test=3, progress=False, quiet=True, trust_units=True
-    )
+    prepare(["mine.extxyz"], out="data/mine", train=6, val=3, test=3, quiet=True, trust_units=True)
     config, replaced, conflicts = load_config("mine.yml")
     assert not replaced
     assert not conflicts

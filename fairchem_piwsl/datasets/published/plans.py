@@ -41,7 +41,6 @@ def prepare_published(
     published_split: str | None = None,
     trust_units: bool = False,
     overwrite: bool = False,
-    progress: bool = True,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Convert a published data set to `out/{train,val,test}/data.lmdb`; returns the summary.
@@ -82,7 +81,6 @@ def prepare_published(
         trust_units=trust_units,
         overwrite=overwrite,
         reuse=True,
-        progress=progress,
         quiet=quiet,
     )
 
