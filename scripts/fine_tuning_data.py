@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from fairchem_piwsl.datasets.prepare import prepare
+from fairchem_piwsl.datasets.prepare import in_file_order, prepare
 from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
 from fairchem_piwsl.datasets.published.paper_splits import Request
 from fairchem_piwsl.datasets.published.plans import PAPER
-from fairchem_piwsl.datasets.readers import Source
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled
 from fairchem_piwsl.units import ENERGY_UNITS, energy_unit
@@ -138,7 +138,9 @@ def _write_sources(files: Sequence[Path], folder: Path, split: Mapping[str, int]
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
     for name, (sources, indices) in parts.items():
-        structures = _read(sources, indices)
+        structures = [
+            structure for _, structure in sorted(in_file_order(sources, indices), key=itemgetter(0))
+        ]
         if name == "train":
             order = np.random.default_rng(seed).permutation(len(structures))
             structures = [structures[i] for i in order]
@@ -147,16 +149,6 @@ def _write_sources(files: Sequence[Path], folder: Path, split: Mapping[str, int]
             unfinished = path.with_name(path.name + ".part")
             write(unfinished, [_atoms(s, forces=name == "test") for s in structures], format="extxyz")
             unfinished.replace(path)
-
-
-def _read(sources: Sequence[Source], indices: np.ndarray) -> list[Labelled]:
-    """Structures of concatenated sources."""
-    starts = np.cumsum([0, *(source.count() for source in sources)])
-    found = []
-    for index in indices:
-        number = int(np.searchsorted(starts, index, side="right")) - 1
-        found += list(sources[number].read([int(index - starts[number])]))
-    return found
 
 
 def _atoms(structure: Labelled, forces: bool) -> Atoms:

@@ -243,7 +243,7 @@ def _write_splits(plan: Plan, folder: Path, options: WriteOptions) -> dict[str, 
         task = bar.add_task("Converting", total=total)
         for name, (sources, chosen) in plan.parts.items():
             with LmdbWriter(folder / name) as writer:
-                for key, structure in _in_file_order(sources, chosen):
+                for key, structure in in_file_order(sources, chosen):
                     checks.check_structure(structure)
                     checks.check_labels(structure, options.need_energy, options.need_forces)
                     records[name].add(key, structure)
@@ -253,7 +253,7 @@ def _write_splits(plan: Plan, folder: Path, options: WriteOptions) -> dict[str, 
     return records
 
 
-def _in_file_order(sources: Iterable[Source], chosen: np.ndarray) -> Iterator[tuple[int, Any]]:
+def in_file_order(sources: Iterable[Source], chosen: np.ndarray) -> Iterator[tuple[int, Any]]:
     """(key, structure) for the chosen indices, read in file order; the key is the place in `chosen`."""
     order = np.argsort(chosen, kind="stable")
     wanted = chosen[order]
