@@ -19,9 +19,12 @@ def write_inputs(folder: Path) -> Path:
     """Fill `folder`: `model.pt`, `data.lmdb`, `ethanol.xyz` and `runs/` are right, the others are not."""
     data = write_lmdb(folder / "data.lmdb", rattled(["CH3CH2OH", "H2O"], 6))
     write(folder / "ethanol.xyz", molecule("CH3CH2OH"))
-    write(folder / "gold.xyz", molecule("CH3CH2OH")[:2] + molecule("H2O")[:1])
     write(folder / "water.xyz", molecule("H2O"))
     write(folder / "unlabelled.xyz", [molecule("CH3CH2OH")] * 2)
+    write(folder / "atom.xyz", molecule("H2O")[:1])
+    nowhere = molecule("CH3CH2OH")
+    nowhere.positions[3, 1] = float("nan")
+    write(folder / "nowhere.extxyz", nowhere)
     trained = train("schnet", data, folder / "runs" / "schnet", epochs=1) / "best_checkpoint.pt"
     copy_file(trained, folder / "model.pt")
     write_checkpoints(folder, torch.load(trained, map_location="cpu", weights_only=False))

@@ -123,7 +123,7 @@ class Potential:
                 if str(error).endswith("attribute 'id'"):
                     raise UserError(
                         f"{self.path}: this model cannot evaluate a structure of which no two atoms are within "
-                        "its cutoff, such as a single atom."
+                        "its cutoff, such as a single atom; leave it out."
                     ) from error
                 raise UserError(
                     f"{self.path}: the model does not give what the checkpoint's `outputs` name ({error})."

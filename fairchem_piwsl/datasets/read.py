@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 
 from fairchem_piwsl.datasets.ase_labels import LabelOptions
@@ -45,11 +46,14 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
     """Read one structure (the last one by default) from a data set."""
     structures = read_labelled(path)
     try:
-        return structures[index].atoms
+        atoms = structures[index].atoms
     except IndexError:
         raise UserError(
             f"{path}: it holds {len(structures)} structures, there is no number {index}; choose another."
         ) from None
+    if not np.isfinite(atoms.positions).all():
+        raise UserError(f"{path}: structure {index} has positions that are not finite; choose another.")
+    return atoms
 
 
 def _read_lmdbs(path: Path, limit: int | None) -> list[Labelled]:

@@ -62,6 +62,10 @@ def run_md(
     if calculator is not None:
         reference_calculator(calculator)  # first of all: reading an LMDB loads torch, tblite must precede it
     atoms = _molecule_or_crystal(read_structure(structure, index))
+    if len(atoms) < 2:
+        raise UserError(
+            f"{structure}: dynamics is judged by distances; give a structure of two atoms or more."
+        )
     reference = _reference_frames(reference_trajectory, atoms)
     name, source, engine = _engine(checkpoint, calculator, load_options)
     folder = out / file_name(name)
