@@ -38,11 +38,9 @@ def main(arguments: list[str] | None = None, program: str = "main.py") -> None:
     setup_logging()
     try:
         start(arguments, program)
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if not (sentence := disk_sentence(error)):
+    except (UserError, OSError) as error:
+        sentence = disk_sentence(error) if isinstance(error, OSError) else str(error)
+        if sentence is None:
             raise
         print(f"{program}: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -78,14 +76,12 @@ def start(arguments: list[str] | None, program: str) -> None:
         )
     for config in left:
         stopped = run_here(config, args.num_gpus)
-        last_has_ended = config is left[-1] and is_finished({**config, "timestamp_id": stopped})
-        if stopped and not last_has_ended:
-            name = args.timestamp_id if len(configs) > 1 else stopped
-            print(
-                f"{program}: stopped by a signal; to continue, run the same command with --timestamp-id {name}.",
-                file=sys.stderr,
-            )
-            raise SystemExit(STOPPED)
+        if stopped is None or (config is left[-1] and is_finished({**config, "timestamp_id": stopped})):
+            continue
+        name = args.timestamp_id if len(configs) > 1 else stopped
+        sentence = f"stopped by a signal; to continue, run the same command with --timestamp-id {name}."
+        print(f"{program}: {sentence}", file=sys.stderr)
+        raise SystemExit(STOPPED)
 
 
 def run_here(config: dict[str, Any], ranks: int) -> str | None:

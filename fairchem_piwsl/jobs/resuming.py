@@ -15,6 +15,7 @@ from typing import Any
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoint_files import load_weights, read_checkpoint
+from fairchem_piwsl.training.preflight import build_model
 
 #: what a run may change when it goes on: its length, what it writes and when, how it loads
 MAY_CHANGE = (
@@ -73,7 +74,8 @@ def check_start(config: Mapping[str, Any], ranks: int) -> None:
         check_same_run(config, own, ranks)
     elif config["mode"] == "train" and (found := differences(checkpoint, config, ranks)):
         logging.warning(f"going on from {path} with other settings: {_listed(found)}")
-    check_weights(config["model"], checkpoint, path, key)
+    if (config.get("task") or {}).get("strict_load", True):  # fairchem's key: else what fits is taken
+        load_weights(build_model(config["model"]), checkpoint, path, key)
 
 
 def check_same_run(config: Mapping[str, Any], own: Path, ranks: int) -> None:
@@ -89,16 +91,6 @@ def check_same_run(config: Mapping[str, Any], own: Path, ranks: int) -> None:
 
 def _listed(found: list[str]) -> str:
     return "; ".join(found[:MAX_SHOWN]) + ("; ..." if len(found) > MAX_SHOWN else "")
-
-
-def check_weights(model: Mapping[str, Any], checkpoint: Mapping[str, Any], path: Any, key: str) -> None:
-    """Refuse weights that do not fit the block `model`, before a trainer makes folders."""
-    from fairchem.core.common.registry import registry
-    from fairchem.core.common.utils import setup_imports
-
-    setup_imports()
-    arguments = copy.deepcopy(dict(model))
-    load_weights(registry.get_model_class(arguments.pop("name"))(**arguments), checkpoint, path, key)
 
 
 def differences(checkpoint: Mapping[str, Any], config: Mapping[str, Any], ranks: int) -> list[str]:

@@ -254,9 +254,9 @@ def test_a_signal_after_the_last_step_ends_the_other_seeds(
     assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(tmp_path)] == [4, 4]
 
 
-def test_all_seeds_have_finished(finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_seeds_have_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command once more trains nothing and ends well."""
     monkeypatch.setattr(launch, "is_finished", lambda config: True)
     monkeypatch.setattr(launch, "run_here", lambda *_: pytest.fail("a finished run was started"))
-    path = write_config(Path(finished["run_dir"]), {"trainer": OWN, "optim": {"max_epochs": 1}}, "seeds.yml")
+    path = write_config(tmp_path, {**make_config(tmp_path, max_epochs=1), "trainer": OWN})
     launch.main(["--mode", "train", "--config-yml", str(path), "--seeds", "0", "1", "--cpu"])
