@@ -79,8 +79,9 @@ def check_trials(sweep: Sweep) -> None:
     logging.disable(logging.WARNING)  # all there is to say has been said once
     try:
         for values in extremes(sweep.space):
+            about_data = any(key.startswith(("dataset.", "outputs.", "model.")) for key in values)
             try:
-                check_config(with_values(sweep.base, values))
+                check_config(with_values(sweep.base, values), reads_data=about_data)
             except UserError as error:
                 where = ", ".join(f"{key} = {value}" for key, value in values.items())
                 raise UserError(f"space, at {where}: {error}") from error

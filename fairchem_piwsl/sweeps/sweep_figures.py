@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
@@ -33,13 +34,23 @@ def _value_axis(axis: Any, values: Sequence[float], name: str, which: str = "y")
     """An axis on which values can be read: logarithmic over decades, and never as offsets from a long number."""
     low, high, middle = min(values), max(values), (min(values) + max(values)) / 2
     if low > 0 and high / low > 20:
-        axis.set(**{f"{which}scale": "log"})
+        _log_axis(axis, which)
     else:
         axis.ticklabel_format(axis=which, useOffset=False)
         least = LEAST_SPREAD * abs(middle)
         if high - low < 2 * least:
             axis.set(**{f"{which}lim": (middle - least, middle + least)})
     axis.set(**{f"{which}label": name})
+
+
+def _log_axis(axis: Any, which: str) -> None:
+    """A logarithmic axis with plain numbers at its ticks, few enough to stand beside each other."""
+    axis.set(**{f"{which}scale": "log"})
+    ticks = axis.xaxis if which == "x" else axis.yaxis
+    low, high = ticks.get_view_interval()
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9))
+    ticks.set_major_formatter("{x:g}")
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def history(study: optuna.Study, names: Sequence[str]) -> Figure:
@@ -127,7 +138,7 @@ def _slice(axis: Any, done: list[FrozenTrial], best: FrozenTrial, key: str, row:
         axis.set_xticks(range(len(choices)), [str(choice) for choice in choices])
         axis.set_xlim(-0.5, len(choices) - 0.5)
     elif getattr(distribution, "log", False):
-        axis.set_xscale("log")
+        _log_axis(axis, "x")
     else:
         axis.ticklabel_format(axis="x", useOffset=False)
         axis.locator_params(axis="x", nbins=4)

@@ -63,12 +63,13 @@ def check(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def check_config(config: Mapping[str, Any], needs_data: bool = True) -> str:
+def check_config(config: Mapping[str, Any], needs_data: bool = True, reads_data: bool = True) -> str:
     """Check a config as it stands in a YAML file, its includes and overrides applied.
 
     Args:
         config: is not changed. What main.py adds to it (`seed`, `run_dir`, ...) may be in it.
         needs_data: whether a config without a training set is a mistake, where its `mode` is to train.
+        reads_data: whether the data sets are looked through, which has its time.
 
     Returns:
         The metric that decides which checkpoint is the best one.
@@ -93,7 +94,8 @@ def check_config(config: Mapping[str, Any], needs_data: bool = True) -> str:
         )
     if training and config["optim"].get("scheduler") == "ReduceLROnPlateau" and "val" not in present:
         raise UserError("optim.scheduler ReduceLROnPlateau follows the validation error; add dataset.val.")
-    labels = check_datasets(config["dataset"], config["outputs"], build_model(config["model"]))
+    model = build_model(config["model"])
+    labels = check_datasets(config["dataset"], config["outputs"], model) if reads_data else {}
     with_forces = "forces" in labels.get("val", labels.get("train", {"forces"}))
     if not primary:
         return "forces_rmse" if with_forces and "forces" in config["outputs"] else "energy_rmse"
