@@ -117,12 +117,16 @@ def check_consistency(
 
 
 def result_path(out: Path, stem: str, checkpoint: Path) -> Path:
-    """`<stem>.json`, or the first of `<stem>_2.json`, ... that does not hold another checkpoint's result."""
-    for number in itertools.count(1):
-        path = out / f"{stem}{f'_{number}' if number > 1 else ''}.json"
-        if not path.exists() or Path(read_json(path)["checkpoint"]).resolve() == checkpoint.resolve():
-            return path
-    raise AssertionError
+    """`<stem>.json`, or the first of `<stem>_2.json`, ... that is free or holds a result of this checkpoint."""
+
+    def holds_another(path: Path) -> bool:
+        try:
+            return Path(read_json(path)["checkpoint"]).resolve() != checkpoint.resolve()
+        except (KeyError, TypeError, UserError):  # not a result at all
+            return True
+
+    names = (out / f"{stem}{f'_{number}' if number > 1 else ''}.json" for number in itertools.count(1))
+    return next(path for path in names if not path.exists() or not holds_another(path))
 
 
 def load_precise(checkpoint: str | Path, probe: Any, **load_options: Any) -> tuple[Potential, str]:

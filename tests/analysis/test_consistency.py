@@ -194,6 +194,8 @@ def test_models_of_one_short_name_keep_their_results(trained, tmp_path):
         "out": tmp_path / "out",
     }
     twins = []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "consistency_model_3.json").write_text("{half")  # somebody else's, or cut off
     for number, name in enumerate(("schnet", "painn")):
         twins.append(tmp_path / str(number) / "model.pt")
         twins[-1].parent.mkdir()
@@ -203,6 +205,10 @@ def test_models_of_one_short_name_keep_their_results(trained, tmp_path):
     assert sorted(pictures) == ["consistency_model.png", "consistency_model_2.png"]
     stored = [tmp_path / "out" / f"consistency_model{end}.json" for end in ("", "_2")]
     assert [json.loads(path.read_text())["checkpoint"] for path in stored] == [str(path) for path in twins]
+    shutil.copytree(twins[0].parent, tmp_path / "3")
+    check_consistency(tmp_path / "3" / "model.pt", data, **small)
+    assert (tmp_path / "out" / "consistency_model_3.json").read_text() == "{half"
+    assert (tmp_path / "out" / "consistency_model_4.png").exists()
     check_consistency(
         twins[0], data, **small | {"directions": 2}
     )  # again: its own files, the earlier ones stay
