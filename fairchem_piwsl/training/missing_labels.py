@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training.data_checks import problems
 
 
 class FillMissingLabels:
@@ -26,6 +27,20 @@ class FillMissingLabels:
         self.targets = {name: target.get("level", "system") for name, target in targets.items()}
 
     def __call__(self, structures: list[Data]) -> Batch:
+        """A batch; a record that cannot be in one, and was in no sample before the run, is named."""
+        try:
+            return self._batch(structures)
+        except (AttributeError, KeyError, RuntimeError, TypeError):
+            outputs = {name: {"level": level} for name, level in self.targets.items()}
+            for structure in structures:
+                for problem in problems(structure, outputs, nn.Identity()):
+                    raise UserError(
+                        f"structure {structure.get('sid', '?')} {problem}; make the data set again with "
+                        "`piwsl prepare`."
+                    ) from None
+            raise
+
+    def _batch(self, structures: list[Data]) -> Batch:
         for name, level in self.targets.items():
             labels = [_label(structure, name) for structure in structures]
             # the labels of a batch must agree in shape and type

@@ -197,6 +197,21 @@ def test_infinite_label_is_named():
 # ------------------------------------------------------------------ helpers
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("cell", None, "lacks 'cell'"),
+        ("forces", torch.zeros(4, 2), "'forces' of shape"),
+        ("fixed", None, "'fixed'"),
+    ],
+)
+def test_a_record_that_fits_no_batch_is_named(name, value, words):
+    batch = records()
+    batch[1][name] = value
+    with pytest.raises(UserError, match=rf"structure 1 .*{words}.*piwsl prepare"):
+        collate(batch)
+
+
 def test_labelled_structures():
     energy = torch.tensor([1.0, torch.nan, 2.0])
     for shape in ((3,), (3, 1)):
