@@ -21,7 +21,7 @@ from fairchem_piwsl.datasets.lmdb_writer import LmdbWriter, call_all_periodic
 from fairchem_piwsl.datasets.outputs import SUMMARY, check_free, finished, whole_folder
 from fairchem_piwsl.datasets.readers import Source, open_sources
 from fairchem_piwsl.datasets.records import Records
-from fairchem_piwsl.datasets.splits import SPLITS, Sizes
+from fairchem_piwsl.datasets.splits import SPLITS, Sizes, check_not_negative
 from fairchem_piwsl.datasets.splits import split as draw
 from fairchem_piwsl.datasets.unit_checks import check_units
 from fairchem_piwsl.errors import UserError
@@ -116,8 +116,7 @@ def prepare(
         raise UserError("--train 0 leaves nothing to train on; give at least 1.")
     if not files and not train_files:
         raise UserError("No files to train on: name some, or give --train-file.")
-    if seed < 0:
-        raise UserError(f"--seed {seed} is negative; give a whole number from 0.")
+    check_not_negative({"seed": seed, **sizes})
     arguments = {
         "files": [str(f) for f in files],
         **{f"{name}_files": [str(f) for f in given[name]] for name in SPLITS},
@@ -128,9 +127,10 @@ def prepare(
         "allow_missing": allow_missing,
         "reference_files": [str(f) for f in reference_files],
     }
+    references = open_sources(reference_files, labels)
     options = WriteOptions(
         labels=labels,
-        references=free_atoms(open_sources(reference_files, labels)),
+        references=free_atoms(references),
         need_energy=not allow_missing,
         need_forces=not (allow_missing or no_forces),
         allow_duplicates=allow_duplicates,
@@ -141,7 +141,7 @@ def prepare(
     )
     pool = open_sources(files, labels)
     parts_given = {name: open_sources(given[name], labels) for name in SPLITS}
-    everything = [*pool, *(s for sources in parts_given.values() for s in sources)]
+    everything = [*pool, *references, *(s for sources in parts_given.values() for s in sources)]
 
     def make_plan() -> Plan:
         return Plan(_plan(pool, parts_given, sizes, seed, split), arguments)
@@ -223,6 +223,10 @@ def _plan(
     for name in SPLITS:
         if given[name]:
             parts[name] = (given[name], _first(given[name], sizes[name], name))
+    if not len(parts["train"][1]):
+        raise UserError(
+            "The files of --train-file hold 0 structures, which leaves nothing to train on; give others."
+        )
     return {name: parts[name] for name in SPLITS if name in parts and len(parts[name][1])}
 
 

@@ -6,7 +6,7 @@ every training size, and a larger training set contains the smaller ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +25,6 @@ class Sizes:
     val: int
     test: int
 
-    def __post_init__(self) -> None:
-        for name in SPLITS:
-            size = getattr(self, name)
-            if size is not None and size < 0:
-                raise UserError(f"--{name} {size} is negative; give the number of structures.")
-
     def complete(self, total: int) -> tuple[int, int, int]:
         """Numbers for train, val and test of `total`, or a `UserError` that says how many there are."""
         needed = self.val + self.test + (1 if self.train is None else self.train)
@@ -41,6 +35,13 @@ class Sizes:
                 f"val, {self.test} test): lower --train, --val or --test."
             )
         return total - self.val - self.test if self.train is None else self.train, self.val, self.test
+
+
+def check_not_negative(options: Mapping[str, int | None]) -> None:
+    """Refuse options below 0; None is one that was left out."""
+    for name, value in options.items():
+        if value is not None and value < 0:
+            raise UserError(f"--{name} {value} is negative; give a whole number from 0.")
 
 
 def split(counts: Sequence[int], sizes: Sizes, seed: int, mode: str = "shuffle") -> dict[str, np.ndarray]:

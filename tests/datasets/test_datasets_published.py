@@ -327,7 +327,7 @@ def test_wrong_files_and_options(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"cut")
     refused("a.tar.gz cannot be read", "lmnto", tmp_path / "a.tar.gz")
     refused("--level has no meaning for tio2", "tio2", tmp_path, level="wb97x_dz")
-    refused("--train 0 is too small", "tio2", tmp_path, train=0)
+    refused("--train 0 leaves nothing to train on", "tio2", tmp_path, train=0)
 
 
 def test_a_broken_member_of_an_archive_is_named(tmp_path):

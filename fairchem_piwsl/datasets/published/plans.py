@@ -13,6 +13,7 @@ from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_
 from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes, draw
 from fairchem_piwsl.datasets.published.xsf_archives import XsfSource, natural_order
 from fairchem_piwsl.datasets.readers import Source
+from fairchem_piwsl.datasets.splits import check_not_negative
 from fairchem_piwsl.errors import UserError
 
 #: B.1 and Table A2; for MD22 and MD17-CCSD(T) B.1 names no sizes and these are the project's
@@ -69,9 +70,9 @@ def prepare_published(
     ):
         if value is not None and name not in sets:
             raise UserError(f"{option} has no meaning for {name}, only for {', '.join(sets)}; leave it out.")
-    for split, size in (("train", train), ("val", val), ("test", test)):
-        if size is not None and size < (1 if split == "train" else 0):
-            raise UserError(f"--{split} {size} is too small; give a number of structures.")
+    check_not_negative({"seed": seed, "train": train, "val": val, "test": test})
+    if train == 0:
+        raise UserError("--train 0 leaves nothing to train on; give at least 1.")
     request = Request(name, train, val, test, seed, molecule, level or "wb97x_dz", published_split)
     sources, make_plan = _open(request, _expand(paths))
     arguments = {**vars(request), "paths": [str(p) for p in paths]}
