@@ -95,6 +95,7 @@ BEFORE_1_0: dict[str, AnyKind] = dict.fromkeys(("loss_fns", "eval_metrics", "is_
 
 OUTPUT_SETTINGS: dict[str, AnyKind] = {
     "level": one_of(LEVELS),
+    "shape": whole(1),  # in all configs of upstream, which ignores it
     "property": TEXT,
     "irrep_dim": whole(0),
     "train_on_free_atoms": FLAG,
