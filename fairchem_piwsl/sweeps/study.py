@@ -9,7 +9,7 @@ slot; it continues the same run from its last checkpoint.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +124,14 @@ def claim(sweep: Sweep, study: optuna.Study, storage: BaseStorage, worker: str) 
     return None
 
 
-def fail(study: optuna.Study, storage: BaseStorage, number: int, reason: str) -> bool:
-    """Close a running trial as failed with its reason; False where it had been closed already."""
+def fail(study: optuna.Study, storage: BaseStorage, number: int, reason: str, retry: bool = False) -> None:
+    """Close a trial as failed with its reason; one that has been closed already stays as it is."""
     frozen = study.get_trials(deepcopy=False)[number]
-    if frozen.state.is_finished():
-        return False
-    try:
+    with suppress(UpdateFinishedTrialError):
+        if retry:
+            storage.set_trial_user_attr(frozen._trial_id, RETRY, True)
         storage.set_trial_user_attr(frozen._trial_id, REASON, reason)
         storage.set_trial_state_values(frozen._trial_id, state=TrialState.FAIL)
-    except UpdateFinishedTrialError:
-        return False
-    return True
 
 
 @contextmanager
@@ -151,8 +148,7 @@ def retry_lock(folder: Path) -> Iterator[None]:
 def hand_back(study: optuna.Study, storage: BaseStorage, folder: Path, number: int, reason: str) -> None:
     """Close a trial that did not get to its end and let another worker continue it."""
     with retry_lock(folder):
-        storage.set_trial_user_attr(study.get_trials(deepcopy=False)[number]._trial_id, RETRY, True)
-        fail(study, storage, number, reason)
+        fail(study, storage, number, reason, retry=True)
         add_missing_retries(study)
 
 
@@ -174,13 +170,11 @@ def retry_dead(
     with retry_lock(folder):
         for trial in dead:
             deaths = trial.user_attrs.get(DEATHS, 0) + 1
-            try:
-                storage.set_trial_user_attr(trial._trial_id, DEATHS, deaths)
-                storage.set_trial_user_attr(trial._trial_id, RETRY, deaths <= retries)
-            except UpdateFinishedTrialError:
-                continue
             times = "" if deaths == 1 else f", {deaths} times on these values"
-            fail(study, storage, trial.number, f"worker died (killed, node lost or out of memory{times})")
+            reason = f"worker died (killed, node lost or out of memory{times})"
+            with suppress(UpdateFinishedTrialError):
+                storage.set_trial_user_attr(trial._trial_id, DEATHS, deaths)
+            fail(study, storage, trial.number, reason, retry=deaths <= retries)
         add_missing_retries(study)
     return [trial.number for trial in dead]
 

@@ -165,6 +165,18 @@ def test_handed_back_trial_waits_again(tmp_path: Path) -> None:
     assert len(study.trials) == 5
 
 
+def test_a_trial_that_was_closed_meanwhile_is_not_handed_back(tmp_path: Path) -> None:
+    """A worker that was taken for dead, and is preempted when it wakes up, goes on to its own end."""
+    sweep, storage = make_sweep(trials=1), open_storage("journal", tmp_path)
+    study = create_study(sweep, storage)
+    trial = claim(sweep, study, storage, "silent")
+    assert trial is not None
+    assert retry_dead(study, storage, tmp_path, Observer(tmp_path, grace=-1.0), retries=1) == [0]
+    hand_back(study, storage, tmp_path, trial.number, "preempted")
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert study.trials[0].user_attrs["reason"].startswith("worker died")
+
+
 def test_clocks_need_not_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat.time, "time", lambda: 0.0)  # a worker whose clock stands in 1970
     observer = Observer(tmp_path, grace=0.5)
