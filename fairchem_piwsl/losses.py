@@ -9,12 +9,14 @@ Points: A is the training structure, C = A + dr, B = A + dr'; dr'' = dr - dr' le
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.taylor import extrapolate, leg_forces, segment_sum, work
 
 PointLoss = Literal["mse", "mae", "relu"]
@@ -121,6 +123,26 @@ def weak_label(
     With the predicted F_A as `reference.forces` it is the variant WL + FP (Table A17).
     """
     return _leg_loss(reference, c, dr, batch, 0.0, kind)
+
+
+def consistency_terms(
+    settings: PIWSLSettings, at: Mapping[str, Prediction], moved: Mapping[str, Tensor], batch: Tensor
+) -> Iterator[tuple[str, float, Tensor]]:
+    """Name, weight and value [B] of PITC and PISC, each where its weight is above 0.
+
+    Args:
+        settings: weights, order, case and point loss.
+        at: predictions at the points `A`, `C` and `B` that the terms need.
+        moved: displacements [N, 3] from A: dr at `C`, dr' at `B`.
+        batch: structure of each atom [N].
+    """
+    s = settings
+    if s.c_pitc:
+        yield "pitc", s.c_pitc, pitc(at["A"], at["C"], moved["C"], batch, s.k_2nd, s.point_loss)
+    if s.c_pisc:
+        legs = moved["C"], moved["B"], batch
+        values = pisc(at["A"], at["B"], at.get("C"), *legs, s.pisc_case, s.k_2nd, s.point_loss)
+        yield "pisc", s.c_pisc, values
 
 
 def _leg_loss(

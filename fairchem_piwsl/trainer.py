@@ -58,14 +58,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
         """The weak terms that are on: means over the structures of all ranks, weights for kcal/mol."""
         s, at, index = self.piwsl, out.at, batch.batch
         ramp, unit, dr = s.ramp(self.step), self._units.kcal_per_output, out.moved["C"]
-        if s.c_pitc:
-            values = losses.pitc(at["A"], at["C"], dr, index, s.k_2nd, s.point_loss)
-            yield Term("pitc", mean_over_ranks(values), ramp * s.c_pitc, unit)
-        if s.c_pisc:
-            values = losses.pisc(
-                at["A"], at["B"], at.get("C"), dr, out.moved["B"], index, s.pisc_case, s.k_2nd, s.point_loss
-            )
-            yield Term("pisc", mean_over_ranks(values), ramp * s.c_pisc, unit)
+        for name, weight, values in losses.consistency_terms(s, at, out.moved, index):
+            yield Term(name, mean_over_ranks(values), ramp * weight, unit)
         if s.c_wl:
             reference, labelled = self._reference(at["A"], batch)
             values = losses.weak_label(reference, at["C"], dr, index, s.point_loss)

@@ -7,19 +7,18 @@ numbers the residual of an undisplaced copy is zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Batch
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.spinconv import SpinConv
+from fairchem_piwsl.repeated_draws import RepeatedDraws
 from fairchem_piwsl.upstream.edge_frames import EdgeFrames
 
 
@@ -40,7 +39,7 @@ def shared_randomness(model: nn.Module, batch: Batch) -> Iterator[None]:
             "losses: set it to False."
         )
     states: list[Tensor] = []
-    modes: list[_RepeatedDraws] = []
+    modes: list[RepeatedDraws] = []
 
     def enter(_module: nn.Module, args: tuple[Any, ...]) -> None:
         pos = args[0].pos
@@ -48,7 +47,7 @@ def shared_randomness(model: nn.Module, batch: Batch) -> Iterator[None]:
             _set_state(pos.device, states[0])
         else:
             states.append(_get_state(pos.device))
-        modes.append(_RepeatedDraws(len(pos) // len(batch.pos)))
+        modes.append(RepeatedDraws(len(pos) // len(batch.pos)))
         modes[-1].__enter__()
 
     def leave(*_: Any) -> None:
@@ -95,72 +94,6 @@ def _is_random(module: nn.Module) -> bool:
         module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "drop_prob", 0.0)
     )
     return module.training and bool(rate)
-
-
-class _RepeatedDraws(TorchFunctionMode):
-    """Draw the leading dimension for one copy and repeat it for the others, where it holds whole copies."""
-
-    def __init__(self, copies: int) -> None:
-        super().__init__()
-        self.copies = copies
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        handler = _HANDLERS.get(func)
-        if handler is None:
-            return func(*args, **kwargs)
-        return handler(self, func, *args, **kwargs)
-
-    def _repeat(self, one: Tensor) -> Tensor:
-        return one.repeat(self.copies, *[1] * (one.dim() - 1))
-
-    def sized(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """torch.rand, torch.randn: shape as one sequence or as separate arguments."""
-        size = [int(n) for n in (args[0] if isinstance(args[0], tuple | list) else args)]
-        if not size or size[0] % self.copies:
-            return func(*args, **kwargs)
-        return self._repeat(func((size[0] // self.copies, *size[1:]), **kwargs))
-
-    def like(self, func: Callable[..., Tensor], example: Tensor, **kwargs: Any) -> Tensor:
-        """torch.rand_like, torch.randn_like."""
-        if not example.dim() or len(example) % self.copies:
-            return func(example, **kwargs)
-        return self._repeat(func(example[: len(example) // self.copies], **kwargs))
-
-    def bernoulli(self, func: Callable[..., Tensor], probability: Tensor, **kwargs: Any) -> Tensor:
-        """torch.bernoulli; the copies may have different probabilities."""
-        uniform = self.like(torch.rand_like, probability)
-        return (uniform < probability).to(probability.dtype)
-
-    def dropout(
-        self,
-        func: Callable[..., Tensor],
-        input: Tensor,
-        p: float = 0.5,
-        training: bool = True,
-        inplace: bool = False,
-    ) -> Tensor:
-        """torch.nn.functional.dropout."""
-        if not training or p == 0 or not input.dim() or len(input) % self.copies:
-            return func(input, p, training, inplace)
-        one = input.new_ones(len(input) // self.copies, *input.shape[1:])
-        return input * self._repeat(func(one, p, True))
-
-
-_HANDLERS: dict[Any, Callable[..., Tensor]] = {
-    torch.rand: _RepeatedDraws.sized,
-    torch.randn: _RepeatedDraws.sized,
-    torch.rand_like: _RepeatedDraws.like,
-    torch.randn_like: _RepeatedDraws.like,
-    torch.bernoulli: _RepeatedDraws.bernoulli,
-    F.dropout: _RepeatedDraws.dropout,
-}
 
 
 def _get_state(device: torch.device) -> Tensor:
