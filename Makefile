@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Environment of `make test-fairchem2`: fairchem-core 2, which has to live apart from 1.10.
+VENV_FAIRCHEM2 ?= .venv-fairchem2
 # Environment of `make test-current`: current torch and numpy, which fairchem-core's own bounds exclude.
 VENV_CURRENT ?= .venv-current
 TORCH_CURRENT ?= torch==2.13.0
@@ -12,13 +14,14 @@ BENCH_FLAGS ?=
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-current lint bench scatter
+.PHONY: help demo test test-current test-fairchem2 lint bench scatter
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          train with and without PIWSL on the example data, and compare"
 	@echo "make test          run the tests"
 	@echo "make test-current  run the tests with current torch and numpy 2"
+	@echo "make test-fairchem2  run the tests of the callback for fairchem-core 2, in an environment of its own"
 	@echo "make lint          ruff, mypy, yamllint"
 	@echo "make bench         time of a PIWSL step against a plain one"
 	@echo "make scatter       compile torch-scatter into the environment (optional)"
@@ -31,6 +34,10 @@ test: $(VENV)/.installed-test $(VENV)/.installed-mace
 
 test-current: $(VENV_CURRENT)/.installed-current
 	$(VENV_CURRENT)/bin/python -m pytest $(PYTEST_FLAGS)
+
+# Apart from the other tests, whose conftest.py and settings are for fairchem-core 1.10.
+test-fairchem2: $(VENV_FAIRCHEM2)/.installed-fairchem2
+	$(VENV_FAIRCHEM2)/bin/python -m pytest -q -W ignore -c /dev/null --rootdir tests/fairchem2 --confcutdir tests/fairchem2 tests/fairchem2 $(PYTEST_FLAGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -65,6 +72,12 @@ $(VENV_CURRENT)/.installed-current: pyproject.toml requirements-current.txt | $(
 	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) --no-deps -e .
 	@touch $@
 
-$(VENV)/bin/python $(VENV_CURRENT)/bin/python:
+$(VENV_FAIRCHEM2)/.installed-fairchem2: requirements-fairchem2.txt | $(VENV_FAIRCHEM2)/bin/python
+	@echo "Installing into $(VENV_FAIRCHEM2): some minutes, once."
+	$(VENV_FAIRCHEM2)/bin/python $(PIP_INSTALL) -r requirements-fairchem2.txt pytest
+	$(VENV_FAIRCHEM2)/bin/python $(PIP_INSTALL) --no-deps -e .
+	@touch $@
+
+$(VENV)/bin/python $(VENV_CURRENT)/bin/python $(VENV_FAIRCHEM2)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 13) else "Python 3.10, 3.11 or 3.12 is needed: name it, as in make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(@:/bin/python=)

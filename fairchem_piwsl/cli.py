@@ -17,6 +17,7 @@ from fairchem_piwsl.datasets import prepare_command as datasets
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import disk_sentence
 from fairchem_piwsl.sweeps.sweep_commands import sweep_app
+from fairchem_piwsl.upstream import installed_version, require_version_1
 
 #: a mistake in the options; typer brings a click of its own, whose names it does not export
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -32,11 +33,14 @@ app = typer.Typer(
 
 @app.callback()
 def _root(
+    context: typer.Context,
     trust_checkpoint: Annotated[
         bool, typer.Option("--trust-checkpoint", help="Load checkpoints and .model files that can run code.")
     ] = False,
 ) -> None:
     """Options of all commands."""
+    if installed_version().startswith("2.") and context.invoked_subcommand != "report":
+        require_version_1(f"piwsl {context.invoked_subcommand}")
     if trust_checkpoint:
         from fairchem_piwsl.training.checkpoint_files import trust
 

@@ -37,6 +37,9 @@ for _model in MODELS.values():
     _model.update(otf_graph=True, use_pbc=True, regress_forces=True)
 
 
+collect_ignore = ["fairchem2"]  # those run in an environment of their own: make test-fairchem2
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _upstream_imports() -> None:
     setup_imports()
