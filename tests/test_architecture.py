@@ -1,0 +1,75 @@
+"""The rules of docs/architecture.md, and that the page shows every module."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fairchem_piwsl"
+MODULES = sorted(
+    str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")
+)
+
+
+def imported(module: str) -> set[str]:
+    """Top-level packages that a module imports, its own package by the full dotted name."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {name if name.startswith("fairchem_piwsl") else name.split(".")[0] for name in names}
+    return found
+
+
+def test_the_page_shows_every_module_and_nothing_else() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    shown = set(re.findall(r"^\| `([\w/]+\.py)` \|", page, flags=re.MULTILINE))
+    assert shown == set(MODULES)
+
+
+def test_at_most_twelve_loose_modules() -> None:
+    assert sum("/" not in module for module in MODULES) <= 12
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_hold_one_idea(module: str) -> None:
+    assert len((PACKAGE / module).read_text().splitlines()) <= 350
+
+
+def test_no_two_rooms_have_files_of_one_name() -> None:
+    names = Counter(Path(module).name for module in MODULES)
+    assert [name for name, number in names.items() if number > 1] == []
+
+
+@pytest.mark.parametrize("module", ["losses.py", "taylor.py", "perturbations.py", "settings.py"])
+def test_the_paper_knows_no_version_of_fairchem(module: str) -> None:
+    used = imported(module)
+    assert not {name for name in used if name.split(".")[0] in ("fairchem", "torch_geometric")}
+    rooms = {name.split(".")[1] for name in used if name.startswith("fairchem_piwsl.")}
+    assert rooms <= {"losses", "taylor", "perturbations", "settings", "errors", "kinds", "units"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("upstream/")])
+def test_patches_live_in_upstream(module: str) -> None:
+    """No module elsewhere sets an attribute of a module or class that it imported from fairchem."""
+    tree = ast.parse((PACKAGE / module).read_text())
+    names = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fairchem"
+        for alias in node.names
+    }
+    targets = [
+        target
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Attribute)
+    ]
+    assert not [t.attr for t in targets if isinstance(t.value, ast.Name) and t.value.id in names]
+    assert "unittest" not in imported(module)
