@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from fairchem_piwsl.errors import UserError
@@ -11,6 +11,21 @@ from fairchem_piwsl.kinds import FLAG, AnyKind, Block, number, one_of, optional,
 from fairchem_piwsl.units import kcal_in
 
 EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
+
+#: What `auto: true` stands for.
+AUTO: dict[str, Any] = {
+    "c_pitc": 1.0,
+    "weak_share": 0.3,
+    "energy_share": 1.0,
+    "k_2nd": 0.5,
+    "eps_max": 0.1,
+    "magnitude": "fixed",
+    "every_n_steps": 2,
+}
+#: Weights of the weak terms.
+WEIGHTS = ("c_pitc", "c_pisc", "c_wl")
+#: Weak steps from one measurement of the gradients to the next.
+STEPS_BETWEEN_MEASUREMENTS = 10
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,15 @@ class PIWSLSettings:
     #: Evaluate the weak terms at every n-th step only.
     every_n_steps: int = 1
 
+    #: Settings that follow from data and model while training: see `AUTO`; whatever is set beside it stays.
+    auto: bool = False
+    #: All weak terms together get this multiple of the norm of the supervised gradient; their weights then say
+    #: only how they share it. 0: the weights as they are.
+    weak_share: float = 0.0
+    #: The energy labels get this multiple of the norm of the other labels' gradient. 0: the coefficient of
+    #: `loss_functions`.
+    energy_share: float = 0.0
+
     #: Energy unit of the labels; forces are in this unit per Angstrom.
     energy_unit: EnergyUnit = "eV"
     #: Displaced structures use the neighbour list of the undisplaced one; `false` builds each list anew.
@@ -73,6 +97,11 @@ class PIWSLSettings:
 
     def __post_init__(self) -> None:
         SETTINGS.check(asdict(self), "optim.piwsl")
+        if self.weak_share and self.ramp_steps:
+            raise UserError(
+                "optim.piwsl.ramp_steps has no effect where weak_share sets the weights, which start low by "
+                "themselves; remove it, or give weights (c_pitc) by hand."
+            )
         if self.noisy_nodes and self.weak:
             raise UserError(
                 "optim.piwsl.noisy_nodes is a method of its own; set c_pitc, c_pisc and c_wl to 0 to use it."
@@ -92,6 +121,9 @@ class PIWSLSettings:
         """
         block = {} if block is None else block
         SETTINGS.check(block, "optim.piwsl")
+        if block.get("auto") is True:
+            by_hand = any(name in block for name in WEIGHTS)
+            block = {**AUTO, **({"c_pitc": 0.0, "weak_share": 0.0} if by_hand else {}), **block}
         return cls(**block)
 
     def to_config(self) -> dict[str, Any]:
@@ -131,6 +163,21 @@ class PIWSLSettings:
             return 0.0
         return min(1.0, (elapsed + 1) / self.ramp_steps) if self.ramp_steps else 1.0
 
+    @property
+    def balances(self) -> bool:
+        """Whether any weight follows from the gradients."""
+        return self.energy_share > 0 or (self.weak_share > 0 and self.weak)
+
+    def measures(self, step: int) -> bool:
+        """Whether the gradients are measured at a training step (counted from 1)."""
+        every = STEPS_BETWEEN_MEASUREMENTS * self.every_n_steps
+        return self.balances and (step - max(self.start_step, 1)) % every == 0
+
+    def without_weak_terms(self) -> PIWSLSettings:
+        """These settings with all weak terms and balances off."""
+        off: dict[str, Any] = dict.fromkeys((*WEIGHTS, "weak_share", "energy_share"), 0.0)
+        return replace(self, auto=False, **off)
+
     def counts_from(self, num_steps: int) -> int:
         """First step of a run of `num_steps` whose validation may choose the best checkpoint.
 
@@ -155,6 +202,8 @@ RANGES = {
     "start_step": whole(0),
     "ramp_steps": whole(0),
     "every_n_steps": whole(1),
+    "weak_share": number(low=0),
+    "energy_share": number(low=0),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
 from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.training import metrics
+from fairchem_piwsl.training.balance import GradientBalance
+from fairchem_piwsl.training.consistent_forces import forces_are_gradients
 from fairchem_piwsl.training.loss_terms import Outputs, Term
 from fairchem_piwsl.training.missing_labels import labelled_structures, mean_over_ranks
 from fairchem_piwsl.training.numbered_batches import NumberedBatches, batch_number
@@ -44,6 +47,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
 
     def __init__(self, **config: Any) -> None:
         self.piwsl = PIWSLSettings.from_config(config["optimizer"].get("piwsl"))
+        self._balance = GradientBalance(self.piwsl.energy_share, self.piwsl.weak_share)
         super().__init__(**config)
 
     # ---------------------------------------------------------------- the loss, Eq. 5
@@ -58,12 +62,20 @@ class PIWSLForcesTrainer(S2EFTrainer):
         """The weak terms that are on: means over the structures of all ranks, weights for kcal/mol."""
         s, at, index = self.piwsl, out.at, batch.batch
         ramp, unit, dr = s.ramp(self.step), self._units.kcal_per_output, out.moved["C"]
+        if s.auto and "forces" in dict(self.loss_functions):
+            at = {point: self._taught_by_labels(prediction, batch) for point, prediction in at.items()}
         for name, weight, values in losses.consistency_terms(s, at, out.moved, index):
-            yield Term(name, mean_over_ranks(values), ramp * weight, unit)
+            yield Term(name, mean_over_ranks(values), ramp * weight, unit, weak=True)
         if s.c_wl:
             reference, labelled = self._reference(at["A"], batch)
             values = losses.weak_label(reference, at["C"], dr, index, s.point_loss)
-            yield Term("wl", mean_over_ranks(values, labelled), ramp * s.c_wl, unit)
+            yield Term("wl", mean_over_ranks(values, labelled), ramp * s.c_wl, unit, weak=True)
+
+    def _taught_by_labels(self, prediction: Prediction, batch: Batch) -> Prediction:
+        """Forces of labelled atoms as constants: there the energy follows the forces, not the reverse."""
+        labelled = ~batch.forces.isnan().any(-1, keepdim=True)
+        forces = torch.where(labelled, prediction.forces.detach(), prediction.forces)
+        return Prediction(prediction.energy, forces)
 
     def _reference(self, a: Prediction, batch: Batch) -> tuple[Prediction, Tensor]:
         """Labels at A, 0 where missing, and which structures have all that the weak label needs [B]."""
@@ -77,6 +89,48 @@ class PIWSLForcesTrainer(S2EFTrainer):
     @property
     def _units(self) -> PhysicalUnits:
         return PhysicalUnits(self.piwsl.kcal_per_label_unit, self.normalizers, self.elementrefs)
+
+    # ---------------------------------------------------------------- weights from gradients
+
+    def _compute_loss(self, out: Outputs, batch: Batch) -> Tensor:
+        """As configured, or with the weights that `GradientBalance` gives the terms in training."""
+        if not (self.model.training and self.piwsl.balances):
+            return super()._compute_loss(out, batch)
+        weighted: list[Term] = []
+
+        def weighting(terms: Sequence[Term]) -> Sequence[Term]:
+            if self.piwsl.measures(self.step):
+                scale = self.scaler.get_scale() if self.scaler else 1.0
+                self._balance.measure(terms, [p for p in self.model.parameters() if p.requires_grad], scale)
+            weighted.extend(self._balance(terms))
+            return weighted
+
+        loss = super(PIWSLForcesTrainer, self._with(weighting=weighting))._compute_loss(out, batch)
+        out.log |= {name: loss.new_tensor(value) for name, value in self._balance.log(weighted).items()}
+        return loss
+
+    def extra_state(self) -> dict[str, Any]:
+        return {**super().extra_state(), "balance": self._balance.state()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self._balance.load(state.get("balance", {}))
+
+    def train(self, disable_eval_tqdm: bool = False) -> None:
+        """Upstream's training loop; says what the balance has decided."""
+        if self.piwsl.auto and self.piwsl.weak_share and self._forces_are_gradients():
+            logging.info(
+                "optim.piwsl.auto: the model's forces are the gradient of its energy, so the weak terms have "
+                "nothing to teach it; they are off, and the weights are those of loss_functions."
+            )
+            self.piwsl = self.piwsl.without_weak_terms()
+        super().train(disable_eval_tqdm)
+        if self.piwsl.balances:
+            logging.info(f"weights at the end, from the norms of gradients: {self._balance}")
+
+    def _forces_are_gradients(self) -> bool:
+        batch = self.train_loader.collate_fn([self.train_dataset[0]]).to(self.device)
+        return forces_are_gradients(self._unwrapped_model, batch, self._shared_graph)
 
     # ---------------------------------------------------------------- predictions at A, C, B
 

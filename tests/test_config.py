@@ -179,10 +179,12 @@ def test_methods_lie_in_the_package():
     assert shipped == {
         path.name: path.read_text() for path in (root / "configs" / "s2ef" / "methods").glob("*.yml")
     }
-    assert set(shipped) == {"baseline.yml", "noisy_nodes.yml", "second_order.yml", "weak_label.yml"}
+    assert set(shipped) == {
+        "auto.yml", "baseline.yml", "noisy_nodes.yml", "second_order.yml", "weak_label.yml",
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["baseline", "noisy_nodes", "second_order", "weak_label"])
+@pytest.mark.parametrize("method", ["auto", "baseline", "noisy_nodes", "second_order", "weak_label"])
 def test_a_method_takes_the_place_of_the_config_s(method):
     changed = with_method(OWN, method)
     block = dict(changed["optim"]["piwsl"])

@@ -79,6 +79,8 @@ OUT_OF_RANGE = [
     ("start_step", -1),
     ("ramp_steps", -1),
     ("every_n_steps", 0),
+    ("weak_share", -0.1),
+    ("energy_share", -1.0),
     ("pisc_case", 0),
     ("pisc_case", 4),
 ]
@@ -90,8 +92,8 @@ WRONG_KIND = [
         for name in ("c_pitc", "eps_max", "start_step", "ramp_steps", "every_n_steps", "pisc_case")
     ),
     *((name, 1.5) for name in ("start_step", "ramp_steps", "every_n_steps", "pisc_case")),
-    *((name, 1) for name in ("noisy_nodes", "share_graph", "validate_consistency")),
-    *((name, "yes") for name in ("noisy_nodes", "share_graph", "validate_consistency")),
+    *((name, 1) for name in ("auto", "noisy_nodes", "share_graph", "validate_consistency")),
+    *((name, "yes") for name in ("auto", "noisy_nodes", "share_graph", "validate_consistency")),
     ("point_loss", "huber"),
     ("wl_forces", "none"),
     ("perturbation", "normal"),

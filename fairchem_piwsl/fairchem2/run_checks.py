@@ -19,6 +19,10 @@ def check_settings(settings: PIWSLSettings) -> None:
         raise UserError(
             f"{BLOCK}: c_wl, noisy_nodes and validate_consistency are there with fairchem 1.10 only; leave them out."
         )
+    if settings.auto or settings.balances:
+        raise UserError(
+            f"{BLOCK}: auto, weak_share and energy_share are there with fairchem 1.10 only; set weights such as c_pitc."
+        )
 
 
 def check_unit(unit: Any, settings: PIWSLSettings) -> None:

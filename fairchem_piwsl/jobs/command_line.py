@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method",
         nargs="+",
-        help="Another method for the config: baseline, noisy_nodes, weak_label, second_order, a file with "
-        "optim.piwsl, or piwsl, the config's own. Several make one run each.",
+        help="Another method for the config: baseline, noisy_nodes, weak_label, second_order, auto, a file "
+        "with optim.piwsl, or piwsl, the config's own. Several make one run each.",
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="One run for each of these seeds")
     parser.add_argument(

@@ -45,6 +45,8 @@ class Term:
     weight: float | Tensor
     #: The unit of the supervised energy term in the unit of `value`; None where they agree.
     unit: float | Tensor | None = None
+    #: Whether it compares predictions with each other instead of with labels.
+    weak: bool = False
 
     @property
     def weighted(self) -> Tensor:

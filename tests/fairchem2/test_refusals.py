@@ -24,6 +24,8 @@ from fairchem_piwsl.fairchem2 import PIWSLCallback
         ({"c_wl": 1.0}, "fairchem 1.10 only"),
         ({"noisy_nodes": True}, "fairchem 1.10 only"),
         ({"c_pitc": 1.0, "validate_consistency": True}, "fairchem 1.10 only"),
+        ({"auto": True}, "set weights such as c_pitc"),
+        ({"c_pitc": 1.0, "energy_share": 1.0}, "set weights such as c_pitc"),
     ],
 )
 def test_settings(settings: dict, message: str) -> None:

@@ -98,6 +98,7 @@ def test_settings_differ(results):
     """The test above can fail: other terms give another gradient."""
     joint = results["joint"]
     assert difference(joint["all terms"], joint["supervised"]) > 1e-3
+    assert difference(joint["auto"], joint["supervised"]) > 1e-3
     assert difference(joint["noisy"], joint["supervised"]) > 1e-4
 
 

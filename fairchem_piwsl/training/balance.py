@@ -1,0 +1,143 @@
+"""Weights of the terms of a loss from the norms of their gradients.
+
+Each term i of the loss has a gradient g_i over the parameters. The energy labels get the weight w_E at which
+|w_E g_E| = energy_share |g_L|, where g_L is the gradient of the other labels. All weak terms together, w_W g_W, get
+the weight at which |w_W g_W| = weak_share |w_E g_E + g_L|. A term in another unit has another gradient and hence
+another weight: the product is the same. Norms of single batches scatter, so that the weights are geometric means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from fairchem.core.common import distutils
+from torch import Tensor
+
+from fairchem_piwsl.training.loss_terms import Term
+
+ENERGY, WEAK = "energy", "weak"
+
+
+def gradient_products(terms: Sequence[Tensor], parameters: Sequence[Tensor], scale: float = 1.0) -> Tensor:
+    """Inner products of the gradients of several terms, <g_i, g_j>: `[T, T]`, in double precision.
+
+    With several ranks, each gradient is first averaged over them, as distributed training does. The graph stays.
+
+    Args:
+        terms: T scalars with their graph; one without a graph has no gradient.
+        parameters: what to differentiate by.
+        scale: factor on the terms while they are differentiated, against underflow in half precision.
+    """
+    rows = [_gradient(term * scale, parameters) for term in terms]
+    stacked = torch.stack([distutils.all_reduce(row, average=True) for row in rows]).double() / scale
+    return stacked @ stacked.T
+
+
+def _gradient(term: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Gradient by all parameters as one vector [P]."""
+    parts: Iterable[Tensor | None] = [None] * len(parameters)
+    if term.requires_grad:
+        parts = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(parts, parameters, strict=True)]
+    )
+
+
+def norm_of_sum(products: Tensor, weights: Sequence[float]) -> float:
+    """Norm of the weighted sum of gradients, |sum_i w_i g_i|, from their inner products [T, T]."""
+    w = torch.tensor(weights, dtype=products.dtype, device=products.device)
+    return math.sqrt(max(0.0, float(w @ products @ w)))
+
+
+class GeometricMean:
+    """Running geometric mean of positive numbers: of all at first, later one that forgets with `window` values."""
+
+    def __init__(self, window: int = 10) -> None:
+        self.window = window
+        self.count = 0
+        self.log = 0.0
+
+    @property
+    def value(self) -> float:
+        """The mean; 0 before the first number."""
+        return math.exp(self.log) if self.count else 0.0
+
+    def add(self, value: float) -> None:
+        """Take a number into account; 0 (a batch without that label) and what is not finite are left out."""
+        if math.isfinite(value) and value > 0:
+            self.count += 1
+            self.log += (math.log(value) - self.log) / min(self.count, self.window)
+
+
+class GradientBalance:
+    """Weights of the energy labels and of the weak terms, measured now and then while training.
+
+    Args:
+        energy_share: multiple of the other labels' gradient; 0 leaves the energy's weight as it is.
+        weak_share: multiple of the supervised gradient; 0 leaves the weights of the weak terms as they are.
+    """
+
+    def __init__(self, energy_share: float, weak_share: float) -> None:
+        self.shares = {ENERGY: energy_share, WEAK: weak_share}
+        self.factors = {name: GeometricMean() for name, share in self.shares.items() if share > 0}
+        #: what was measured last, for the log: `gradient_<term>`, the norm of each weighted term's gradient
+        self.norms: dict[str, float] = {}
+
+    def measure(self, terms: Sequence[Term], parameters: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Take the gradients of one batch into account.
+
+        Args:
+            terms: of the loss, with their graph, which stays.
+            parameters: what to differentiate by.
+            scale: see `gradient_products`.
+        """
+        products = gradient_products([term.weighted for term in terms], parameters, scale)
+
+        def norm(factor: Callable[[Term], float]) -> float:
+            return norm_of_sum(products, [factor(term) for term in terms])
+
+        def labels(term: Term) -> float:
+            return float(not term.weak and term.name != ENERGY)
+
+        energy, weak = norm(lambda term: term.name == ENERGY), norm(lambda term: term.weak)
+        if ENERGY in self.factors and energy:
+            self.factors[ENERGY].add(self.shares[ENERGY] * norm(labels) / energy)
+        if WEAK in self.factors and weak:
+            supervised = norm(lambda term: 0.0 if term.weak else self._factor(term))
+            self.factors[WEAK].add(self.shares[WEAK] * supervised / weak)
+        squares = products.diagonal().tolist()
+        self.norms = {
+            f"gradient_{term.name}": self._factor(term) * math.sqrt(square)
+            for term, square in zip(terms, squares, strict=True)
+        }
+
+    def __call__(self, terms: Sequence[Term]) -> list[Term]:
+        """The terms with their present weights."""
+        return [replace(term, weight=term.weight * self._factor(term)) for term in terms]
+
+    def log(self, terms: Sequence[Term]) -> dict[str, float]:
+        """`weight_<term>` of terms that have their weights, and the norms of the latest measurement."""
+        return {**{f"weight_{term.name}": float(term.weight) for term in terms}, **self.norms}
+
+    def _factor(self, term: Term) -> float:
+        """Present factor on the weight of a term in the config; 1 where nothing was measured yet."""
+        mean = self.factors.get(WEAK if term.weak else term.name)
+        return mean.value if mean is not None and mean.count else 1.0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} x {mean.value:.3g}" for name, mean in self.factors.items())
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint keeps."""
+        means = {name: {"count": mean.count, "log": mean.log} for name, mean in self.factors.items()}
+        return {**means, "norms": self.norms}
+
+    def load(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Take back what `state` returned; a factor that is not in it starts anew."""
+        self.norms = dict(state.get("norms", {}))
+        for name, mean in self.factors.items():
+            if name in state:
+                mean.count, mean.log = int(state[name]["count"]), float(state[name]["log"])

@@ -1,0 +1,272 @@
+"""Weights from the norms of gradients: on toy terms with known gradients, and in the trainer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_config, make_trainer, parameters
+from helpers_trainer import first_batch, forward_and_loss, logged, trainer_at_step
+from test_trainer_resume import checkpoint, trained
+from torch import Tensor
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.settings import AUTO, PIWSLSettings
+from fairchem_piwsl.training.balance import GeometricMean, GradientBalance, gradient_products, norm_of_sum
+from fairchem_piwsl.training.loss_terms import Term
+
+# ------------------------------------------------------------------ toy problem: linear terms, known gradients
+
+
+def linear(theta: Tensor, *gradient: float) -> Tensor:
+    """A term whose gradient is given."""
+    return (theta * torch.tensor(gradient)).sum()
+
+
+def toy(energy: float = 1.0, weak: float = 1.0) -> tuple[list[Term], Tensor]:
+    """Gradients (3, 0, 0) x energy, (0, 4, 0) with weight 10, and (0, 1, 2) x weak; one parameter of three numbers."""
+    theta = torch.zeros(3, requires_grad=True)
+    return [
+        Term("energy", linear(theta, 3 * energy, 0, 0), 1.0),
+        Term("forces", linear(theta, 0, 4, 0), 10.0),
+        Term("pitc", linear(theta, 0, weak, 2 * weak), 1.0, weak=True),
+    ], theta
+
+
+def balanced(terms: list[Term], theta: Tensor, energy_share: float, weak_share: float) -> dict[str, float]:
+    balance = GradientBalance(energy_share, weak_share)
+    balance.measure(terms, [theta])
+    return {term.name: float(term.weight) for term in balance(terms)}
+
+
+def test_products_are_those_of_the_gradients():
+    terms, theta = toy()
+    products = gradient_products([term.value for term in terms], [theta])
+    assert products.tolist() == [[9, 0, 0], [0, 16, 4], [0, 4, 5]]
+    assert norm_of_sum(products, [1, 0, 0]) == 3
+    assert norm_of_sum(products, [1, 2, 0]) == pytest.approx(math.hypot(3, 8))
+    assert norm_of_sum(products, [0, 1, 1]) == pytest.approx(math.hypot(5, 2))
+
+
+def test_weights_make_the_norms_the_set_multiples():
+    weights = balanced(*toy(), energy_share=0.5, weak_share=0.3)
+    assert weights["forces"] == 10
+    assert weights["energy"] * 3 == pytest.approx(0.5 * 40)
+    supervised = math.hypot(0.5 * 40, 40)
+    assert weights["pitc"] * math.sqrt(5) == pytest.approx(0.3 * supervised)
+
+
+def test_energy_alone_keeps_its_weight_and_is_the_measure_of_the_weak_terms():
+    terms, theta = toy()
+    weights = balanced([terms[0], terms[2]], theta, energy_share=0.5, weak_share=0.3)
+    assert weights["energy"] == 1
+    assert weights["pitc"] * math.sqrt(5) == pytest.approx(0.3 * 3)
+
+
+def test_weak_terms_share_one_factor():
+    theta = torch.zeros(2, requires_grad=True)
+    terms = [
+        Term("forces", linear(theta, 3, 4), 1.0),
+        Term("pitc", linear(theta, 1, 0), 2.0, weak=True),
+        Term("pisc", linear(theta, 0, 1), 1.0, weak=True),
+    ]
+    weights = balanced(terms, theta, energy_share=0.0, weak_share=1.0)
+    assert weights["pitc"] == pytest.approx(2 * weights["pisc"])
+    assert math.hypot(weights["pitc"], weights["pisc"]) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("which", ["energy", "weak"])
+def test_another_unit_of_a_term_changes_nothing(which):
+    """A thousand times the loss, a thousandth of its weight."""
+    balances = GradientBalance(1.0, 0.3), GradientBalance(1.0, 0.3)
+    for terms, theta, balance in ((*toy(), balances[0]), (*toy(**{which: 1000.0}), balances[1])):
+        for _ in range(3):
+            balance.measure(terms, [theta])
+    plain, scaled = (balance(toy()[0]) for balance in balances)
+    for a, b in zip(plain, scaled, strict=True):
+        factor = 1000.0 if a.name == {"energy": "energy", "weak": "pitc"}[which] else 1.0
+        assert float(a.weight) == pytest.approx(factor * float(b.weight), rel=1e-6)
+
+
+def test_loss_scale_of_half_precision_changes_nothing():
+    terms, theta = toy()
+    a, b = (gradient_products([term.value for term in terms], [theta], scale) for scale in (1.0, 2.0**16))
+    assert torch.equal(a, b)
+
+
+def test_term_without_gradient_is_left_out():
+    """A batch without energy labels, or a residual of zero, says nothing about the weight."""
+    terms, theta = toy()
+    balance = GradientBalance(1.0, 0.3)
+    balance.measure(terms, [theta])
+    before = balance.state()
+    silent = [Term("energy", torch.zeros(()), 1.0), terms[1], Term("pitc", 0 * theta.sum(), 1.0, weak=True)]
+    balance.measure(silent, [theta])
+    after = balance.state()
+    assert {k: v for k, v in before.items() if k != "norms"} == {
+        k: v for k, v in after.items() if k != "norms"
+    }
+
+
+def test_geometric_mean():
+    mean = GeometricMean(window=3)
+    for value in (1.0, 100.0):
+        mean.add(value)
+    assert mean.value == pytest.approx(10)
+    for value in (0.0, math.nan, math.inf):
+        mean.add(value)
+    assert mean.count == 2
+    for _ in range(60):
+        mean.add(7.0)
+    assert mean.value == pytest.approx(7)
+
+
+def test_state_goes_on_exactly():
+    terms, theta = toy()
+    one, two = GradientBalance(1.0, 0.3), GradientBalance(1.0, 0.3)
+    one.measure(terms, [theta])
+    two.load(one.state())
+    other, theta = toy(energy=2.0, weak=5.0)
+    for balance in (one, two):
+        balance.measure(other, [theta])
+    assert one.factors["weak"].count == two.factors["weak"].count == 2
+    assert one.state() == two.state()
+    assert [term.weight for term in one(terms)] == [term.weight for term in two(terms)]
+
+
+# ------------------------------------------------------------------ settings
+
+
+def test_auto_needs_no_other_key():
+    settings = PIWSLSettings.from_config({"auto": True})
+    assert settings == PIWSLSettings(auto=True, **AUTO)
+    assert PIWSLSettings.from_config(settings.to_config()) == settings
+
+
+@pytest.mark.parametrize("by_hand", [{"eps_max": 0.02}, {"every_n_steps": 1}, {"weak_share": 0.5}])
+def test_what_is_set_by_hand_stays(by_hand):
+    assert PIWSLSettings.from_config({"auto": True, **by_hand}) == PIWSLSettings(
+        auto=True, **{**AUTO, **by_hand}
+    )
+
+
+def test_weights_by_hand_are_not_balanced():
+    settings = PIWSLSettings.from_config({"auto": True, "c_pisc": 0.1})
+    assert (settings.c_pitc, settings.c_pisc, settings.weak_share) == (0.0, 0.1, 0.0)
+    assert settings.energy_share == AUTO["energy_share"]
+    assert not PIWSLSettings.from_config({"auto": True, "c_pitc": 0.0}).weak
+
+
+def test_ramp_beside_balanced_weights_is_an_error():
+    with pytest.raises(UserError, match="ramp_steps has no effect where weak_share"):
+        PIWSLSettings.from_config({"auto": True, "ramp_steps": 10})
+
+
+# ------------------------------------------------------------------ trainer
+
+
+def test_norms_in_the_trainer_are_the_set_multiples(tiny_data, tmp_path):
+    trainer = trainer_at_step(tiny_data, tmp_path, {"auto": True, "weak_share": 0.3, "energy_share": 0.5})
+    batch = first_batch(trainer)
+    out, _ = forward_and_loss(trainer, batch)
+    model = [p for p in trainer.model.parameters() if p.requires_grad]
+    terms = {term.name: term for term in trainer._balance(list(trainer.terms(out, batch)))}
+
+    def norm(*names: str) -> float:
+        total = sum(terms[name].weighted for name in names)
+        parts = torch.autograd.grad(total, model, retain_graph=True, allow_unused=True)
+        return math.sqrt(sum(float(g.double().square().sum()) for g in parts if g is not None))
+
+    assert norm("energy") == pytest.approx(0.5 * norm("forces"), rel=1e-4)
+    assert norm("pitc") == pytest.approx(0.3 * norm("energy", "forces"), rel=1e-4)
+
+
+@pytest.mark.parametrize("labels", ["all", "none", "not trained on"])
+def test_forces_with_labels_are_not_taught_by_the_energy(tiny_data, tmp_path, labels):
+    """The force head sees a gradient of PITC where it has no labels to learn from, and only there."""
+    trainer = trainer_at_step(tiny_data, tmp_path, {"auto": True})
+    batch = first_batch(trainer)
+    if labels == "none":
+        batch.forces = torch.full_like(batch.forces, math.nan)
+    if labels == "not trained on":
+        trainer.loss_functions = [loss for loss in trainer.loss_functions if loss[0] != "forces"]
+    out = trainer._forward(batch)
+    pitc = next(term for term in trainer.terms(out, batch) if term.name == "pitc").value
+    head = list(trainer._unwrapped_model.out_forces.parameters())
+    trunk = list(trainer._unwrapped_model.message_layers.parameters())
+    of_head, of_trunk = (
+        [g for g in torch.autograd.grad(pitc, ps, retain_graph=True, allow_unused=True) if g is not None]
+        for ps in (head, trunk)
+    )
+    assert sum(float(g.abs().sum()) for g in of_trunk) > 0
+    assert (sum(float(g.abs().sum()) for g in of_head) > 0) == (labels != "all")
+
+
+def test_unit_of_the_labels_changes_nothing(tiny_data, tmp_path):
+    """The same steps whatever the coefficient of the energy in the config."""
+    weights = []
+    for coefficient in (1, 1000):
+        config = make_config(tiny_data, tmp_path, piwsl={"auto": True}, max_epochs=2)
+        config["loss_functions"][0]["energy"]["coefficient"] = coefficient
+        trainer = make_trainer(config)
+        trainer.train(disable_eval_tqdm=True)
+        weights.append(torch.cat([p.flatten() for p in parameters(trainer)]))
+    assert torch.allclose(*weights, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("piwsl", [{"auto": True, "c_pitc": 0.0, "energy_share": 0.0}])
+def test_without_weak_terms_and_balance_it_is_the_stock_trainer(tiny_data, tmp_path, piwsl):
+    config = make_config(tiny_data, tmp_path, piwsl=piwsl, max_epochs=4)
+    ours, stock = make_trainer(config), make_trainer(config, "ocp")
+    for trainer in (ours, stock):
+        trainer.train(disable_eval_tqdm=True)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(ours), parameters(stock), strict=True))
+
+
+def test_gradient_forces_switch_the_weak_terms_off_and_say_so(tiny_data, tmp_path, caplog):
+    config = make_config(tiny_data, tmp_path, "schnet", {"auto": True}, max_epochs=2)
+    ours, stock = make_trainer(config), make_trainer(config, "ocp")
+    with caplog.at_level("INFO"):
+        for trainer in (ours, stock):
+            trainer.train(disable_eval_tqdm=True)
+    assert "forces are the gradient of its energy" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(parameters(ours), parameters(stock), strict=True))
+
+
+def test_weights_are_in_the_log_and_at_the_end(tiny_data, tmp_path, caplog):
+    config = make_config(tiny_data, tmp_path, piwsl={"auto": True, "every_n_steps": 1}, max_epochs=2)
+    trainer = make_trainer(config)
+    trainer.config["cmd"]["print_every"] = 1
+    with caplog.at_level("INFO"):
+        trainer.train(disable_eval_tqdm=True)
+    assert "weights at the end, from the norms of gradients: energy x" in caplog.text
+    for name in ("weight_energy", "weight_pitc", "gradient_energy", "gradient_forces", "gradient_pitc"):
+        values = logged(trainer, "train", name)
+        assert len(values) == trainer.step
+        assert min(values) > 0
+
+
+@pytest.mark.parametrize("without", ["forces", "energy"])
+def test_trains_on_one_label_alone(tiny_data, tmp_path, without):
+    config = make_config(tiny_data, tmp_path, piwsl={"auto": True}, max_epochs=1)
+    config["loss_functions"] = [loss for loss in config["loss_functions"] if without not in loss]
+    trainer = make_trainer(config)
+    trainer.train(disable_eval_tqdm=True)
+    assert trainer.step == len(trainer.train_loader)
+    assert trainer._balance.factors["weak"].count > 0
+    assert trainer._balance.factors["energy"].count == 0
+
+
+def test_resumed_run_ends_bit_for_bit(tiny_data, tmp_path):
+    """Killed between two measurements: the checkpoint holds the means."""
+    piwsl: dict[str, Any] = {"auto": True, "every_n_steps": 1}
+    config = make_config(tiny_data, tmp_path, piwsl=piwsl, max_epochs=5, checkpoint_every=7)
+    whole = trained(config, name="whole")
+    killed = trained(config, kill_at=9, name="killed")
+    resumed = trained(config, resume=checkpoint(killed), name="resumed")
+    assert whole._balance.state() == resumed._balance.state()
+    assert whole._balance.factors["weak"].count == 2  # steps 1 and 11
+    for a, b in zip(parameters(whole), parameters(resumed), strict=True):
+        assert torch.equal(a, b)
