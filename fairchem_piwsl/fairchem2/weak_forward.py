@@ -17,8 +17,8 @@ from fairchem_piwsl.fairchem2 import heads
 from fairchem_piwsl.fairchem2.neighbour_lists import model_list, shortest_distances
 from fairchem_piwsl.fairchem2.stacked_data import stack, unstack
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
-from fairchem_piwsl.repeated_draws import RepeatedDraws
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training.repeated_draws import RepeatedDraws
 
 
 class Step(NamedTuple):

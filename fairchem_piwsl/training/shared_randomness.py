@@ -18,7 +18,7 @@ from torch_geometric.data import Batch
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.spinconv import SpinConv
-from fairchem_piwsl.repeated_draws import RepeatedDraws
+from fairchem_piwsl.training.repeated_draws import RepeatedDraws
 from fairchem_piwsl.upstream.edge_frames import EdgeFrames
 
 
