@@ -31,11 +31,9 @@ class PIWSLCallback(Callback):
           eps_max: 0.025
     ```
 
-    The settings are those of `PIWSLSettings`, except `c_wl`, `noisy_nodes`, `auto`
-    with its shares, and `validate_consistency`. In a step
-    with weak terms, A, C and B go through the model in one call, and each weak term is a task of the unit, so that
-    fairchem's own step adds it to the loss (Eq. 5). Parameters, checkpoints and validation are those of a run
-    without the callback.
+    The settings are those of `PIWSLSettings`, except `c_wl`, `noisy_nodes`, `validate_consistency` and `auto` with
+    its shares. In a step with weak terms, A, C and B go through the model in one call, and each weak term is a task of
+    the unit, so that fairchem's own step adds it to the loss (Eq. 5). Checkpoints and validation stay as they are.
 
     Raises:
         UserError: an unknown setting or value; at the start of training, a run that the terms do not fit.

@@ -15,14 +15,11 @@ BLOCK = "runner.callbacks: PIWSLCallback"
 
 def check_settings(settings: PIWSLSettings) -> None:
     """Raise `UserError` for settings that have no meaning with fairchem 2."""
-    if settings.c_wl or settings.noisy_nodes or settings.validate_consistency:
-        raise UserError(
-            f"{BLOCK}: c_wl, noisy_nodes and validate_consistency are there with fairchem 1.10 only; leave them out."
-        )
-    if settings.auto or settings.balances:
-        raise UserError(
-            f"{BLOCK}: auto, weak_share and energy_share are there with fairchem 1.10 only; set weights such as c_pitc."
-        )
+    for name in ("c_wl", "noisy_nodes", "validate_consistency", "auto", "weak_share", "energy_share"):
+        if getattr(settings, name):
+            raise UserError(
+                f"{BLOCK}: {name} is there with fairchem 1.10 only; leave it out, and set c_pitc."
+            )
 
 
 def check_unit(unit: Any, settings: PIWSLSettings) -> None:
