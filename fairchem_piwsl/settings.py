@@ -15,17 +15,17 @@ EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
 #: What `auto: true` stands for.
 AUTO: dict[str, Any] = {
     "c_pitc": 1.0,
-    "weak_share": 0.3,
-    "energy_share": 1.0,
+    "weak_share": 0.5,
+    "energy_share": 0.3,
     "k_2nd": 0.5,
     "eps_max": 0.1,
     "magnitude": "fixed",
-    "every_n_steps": 2,
+    "every_n_steps": 3,
 }
 #: Weights of the weak terms.
 WEIGHTS = ("c_pitc", "c_pisc", "c_wl")
 #: Weak steps from one measurement of the gradients to the next.
-STEPS_BETWEEN_MEASUREMENTS = 10
+STEPS_BETWEEN_MEASUREMENTS = 20
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def norm_of_sum(products: Tensor, weights: Sequence[float]) -> float:
 class GeometricMean:
     """Running geometric mean of positive numbers: of all at first, later one that forgets with `window` values."""
 
-    def __init__(self, window: int = 10) -> None:
+    def __init__(self, window: int = 5) -> None:
         self.window = window
         self.count = 0
         self.log = 0.0
