@@ -308,7 +308,7 @@ FILES = [
     case("foreign-references", {"dataset.train.transforms.element_references.energy": {"file": "e.npz"}}, "e.npz has no finite", "piwsl prepare", files={"e.npz": lambda path: np.savez(path, a=np.zeros(3))}),
     case("text-as-references", {"dataset.train.transforms.element_references.energy": {"file": "e.txt"}}, "e.txt is neither", "piwsl prepare", files={"e.txt": "1 -13.6"}),
     case("train-as-val", {"dataset.val.src": "{tiny_data}/train.lmdb"}, "dataset.val.src", "of its own"),
-    case("train-as-test", {"dataset.test.src": "{tiny_data}/../data0/train.lmdb"}, "dataset.test.src", "of its own"),
+    case("train-as-test", {"dataset.test.src": "{tiny_data}/./train.lmdb"}, "dataset.test.src", "of its own"),
     case("no-data", {"dataset.train.src": "no.lmdb"}, "dataset.train.src: no.lmdb", "piwsl prepare"),
     case("too-many-asked", {"dataset.train.first_n": 500}, "dataset.train.src", "first_n or sample_n"),
     case("folder-as-data", {"dataset.train.src": "."}, "dataset.train.src: .", "piwsl prepare"),
