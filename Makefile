@@ -8,10 +8,13 @@ VENV_FAIRCHEM2 ?= .venv-fairchem2
 # Environment of `make test-current`: current torch and numpy, which fairchem-core's own bounds exclude.
 VENV_CURRENT ?= .venv-current
 TORCH_CURRENT ?= torch==2.13.0
+# Processes that the tests are spread over; each takes a core and up to 2 GB.
+TEST_PROCESSES ?= 2
 PYTEST_FLAGS ?=
 BENCH_CONFIG ?= configs/s2ef/example.yml
 BENCH_FLAGS ?=
 
+PYTEST = -n $(TEST_PROCESSES) --dist loadgroup
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test test-current test-fairchem2 lint bench scatter
@@ -30,10 +33,10 @@ demo: $(VENV)/.installed-run
 	$(VENV)/bin/python scripts/demo.py
 
 test: $(VENV)/.installed-test $(VENV)/.installed-mace
-	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(VENV)/bin/python -m pytest $(PYTEST) $(PYTEST_FLAGS)
 
 test-current: $(VENV_CURRENT)/.installed-current
-	$(VENV_CURRENT)/bin/python -m pytest $(PYTEST_FLAGS)
+	$(VENV_CURRENT)/bin/python -m pytest $(PYTEST) $(PYTEST_FLAGS)
 
 # Apart from the other tests, whose conftest.py and settings are for fairchem-core 1.10.
 test-fairchem2: $(VENV_FAIRCHEM2)/.installed-fairchem2
@@ -67,7 +70,7 @@ $(VENV)/.installed-mace: requirements-mace.txt | $(VENV)/bin/python
 
 $(VENV_CURRENT)/.installed-current: pyproject.toml requirements-current.txt | $(VENV_CURRENT)/bin/python
 	@echo "Installing into $(VENV_CURRENT): some minutes, once."
-	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) $(TORCH_CURRENT) -r requirements-current.txt pytest hypothesis
+	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) $(TORCH_CURRENT) -r requirements-current.txt pytest pytest-xdist hypothesis
 	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) --no-deps fairchem-core==1.10.0
 	$(VENV_CURRENT)/bin/python $(PIP_INSTALL) --no-deps -e .
 	@touch $@

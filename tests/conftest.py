@@ -40,6 +40,14 @@ for _model in MODELS.values():
 collect_ignore = ["fairchem2"]  # those run in an environment of their own: make test-fairchem2
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of SLURM share one cluster, which belongs to one process."""
+    for item in items:
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _upstream_imports() -> None:
     setup_imports()
