@@ -104,6 +104,9 @@ class Nullable:
             self.kind.check(value, key)
 
 
+#: the largest seed that numpy takes
+MAX_SEED = 2**32 - 1
+
 AnyKind = Kind | Block | Items | Either | Nullable
 
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))

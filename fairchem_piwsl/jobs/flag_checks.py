@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import MAX_SEED
 
-#: numpy takes no larger seed
-MAX_SEED = 2**32 - 1
 _NAME = re.compile(r"\w[\w.=+,@-]{0,199}")
 _WORD = re.compile(r"\w[\w.,:@/+-]*")
 _SBATCH_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")

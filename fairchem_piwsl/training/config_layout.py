@@ -19,6 +19,7 @@ from fairchem.core.preprocessing import AtomsToGraphs
 from fairchem_piwsl.kinds import (
     ANYTHING,
     FLAG,
+    MAX_SEED,
     NOTHING,
     TEXT,
     AnyKind,
@@ -34,8 +35,6 @@ from fairchem_piwsl.kinds import (
 from fairchem_piwsl.settings import SETTINGS
 from fairchem_piwsl.training.class_arguments import OPTIMIZERS, SCHEDULERS, of_signature, registered
 
-#: highest seed that numpy takes
-MAX_SEED = 2**32 - 1
 FREE = Block({}, others=ANYTHING)
 LEVELS = ("system", "atom")
 
