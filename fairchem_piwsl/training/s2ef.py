@@ -21,7 +21,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training import metrics, preflight
 from fairchem_piwsl.training.checkpoint_files import read_checkpoint
 from fairchem_piwsl.training.checkpoints import ResumableMixin, random_state, set_random_state
-from fairchem_piwsl.training.cpu_memory import keep_freed_memory
+from fairchem_piwsl.training.cpu_speed import full_speed
 from fairchem_piwsl.training.fine_tuning import start_from
 from fairchem_piwsl.training.loss_terms import Outputs, Term, Weighting, add_up, as_configured
 from fairchem_piwsl.training.missing_labels import FillMissingLabels, LabelledLoss
@@ -36,7 +36,7 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
         self._checkpoint_without_state: str | None = None
         super().__init__(**preflight.check(config))
         if self.cpu:
-            keep_freed_memory()
+            full_speed()
 
     # ---------------------------------------------------------------- outputs, loss, metrics
 

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Subnormal numbers are zero, and freed memory stays with the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 CHURN = """
 import resource, torch
-from fairchem_piwsl.training.cpu_memory import keep_freed_memory
+from fairchem_piwsl.training.cpu_speed import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 def churn():
@@ -37,7 +37,23 @@ def test_freed_blocks_are_used_again():
 
 
 def test_other_allocators_are_left_alone(monkeypatch):
-    from fairchem_piwsl.training import cpu_memory
+    from fairchem_piwsl.training import cpu_speed
 
-    monkeypatch.setattr(cpu_memory.sys, "platform", "darwin")
-    assert cpu_memory.keep_freed_memory() is False
+    monkeypatch.setattr(cpu_speed.sys, "platform", "darwin")
+    assert cpu_speed.keep_freed_memory() is False
+
+
+def test_subnormal_numbers_become_zero_without_a_warning():
+    code = """
+import warnings
+warnings.simplefilter("error")
+import torch
+from fairchem_piwsl.training.cpu_speed import full_speed
+full_speed()
+small = torch.full((2048, 64), 1e-30)
+print((small * 1e-10).count_nonzero().item())
+import numpy as np
+np.finfo(np.float32), np.finfo(np.float64)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "0"
