@@ -26,7 +26,7 @@ _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
 def full_speed() -> None:
     """Flush subnormal numbers to zero in this thread and those it starts, and keep freed memory."""
     for dtype in (np.float32, np.float64):
-        np.finfo(dtype).smallest_subnormal  # numpy warns if it first looks for one when there is none
+        _ = np.finfo(dtype).smallest_subnormal  # numpy warns if it first looks for one when there is none
     torch.set_flush_denormal(True)
     keep_freed_memory()
 
