@@ -15,8 +15,8 @@ EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
 #: What `auto: true` stands for.
 AUTO: dict[str, Any] = {
     "c_pitc": 1.0,
-    "weak_share": 0.5,
-    "energy_share": 0.3,
+    "weak_share": 1.0,
+    "energy_share": 0.4,
     "k_2nd": 0.5,
     "eps_max": 0.1,
     "magnitude": "fixed",

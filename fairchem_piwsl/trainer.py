@@ -106,7 +106,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
             return weighted
 
         loss = super(PIWSLForcesTrainer, self._with(weighting=weighting))._compute_loss(out, batch)
-        out.log |= {name: loss.new_tensor(value) for name, value in self._balance.log(weighted).items()}
+        out.log |= {name: torch.as_tensor(value) for name, value in self._balance.log(weighted).items()}
         return loss
 
     def extra_state(self) -> dict[str, Any]:

@@ -4,6 +4,9 @@ Each term i of the loss has a gradient g_i over the parameters. The energy label
 |w_E g_E| = energy_share |g_L|, where g_L is the gradient of the other labels. All weak terms together, w_W g_W, get
 the weight at which |w_W g_W| = weak_share |w_E g_E + g_L|. A term in another unit has another gradient and hence
 another weight: the product is the same. Norms of single batches scatter, so that the weights are geometric means.
+
+The gradient of a mean of squares grows with the residual, so that a few structures with large ones would rule a run, or
+end it. Weak terms are therefore divided by the root of their present value (`homogeneous`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from torch import Tensor
 from fairchem_piwsl.training.loss_terms import Term
 
 ENERGY, WEAK = "energy", "weak"
+#: a squared residual below which a weak term counts as zero, (kcal/mol)^2
+TINY = 1e-12
 
 
 def gradient_products(terms: Sequence[Tensor], parameters: Sequence[Tensor], scale: float = 1.0) -> Tensor:
@@ -44,6 +49,17 @@ def _gradient(term: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(parts, parameters, strict=True)]
     )
+
+
+def homogeneous(term: Term) -> Term:
+    """A weak term L with the weight w / sqrt(L), the root held constant; other terms as they are.
+
+    For a mean of squares that is w times the root mean square, with twice its gradient: however large the
+    residuals of a batch are, they only give the direction.
+    """
+    if not term.weak:
+        return term
+    return replace(term, weight=term.weight / term.value.detach().clamp_min(TINY).sqrt())
 
 
 def norm_of_sum(products: Tensor, weights: Sequence[float]) -> float:
@@ -94,6 +110,7 @@ class GradientBalance:
             parameters: what to differentiate by.
             scale: see `gradient_products`.
         """
+        terms = self._homogeneous(terms)
         products = gradient_products([term.weighted for term in terms], parameters, scale)
 
         def norm(factor: Callable[[Term], float]) -> float:
@@ -116,11 +133,16 @@ class GradientBalance:
 
     def __call__(self, terms: Sequence[Term]) -> list[Term]:
         """The terms with their present weights."""
-        return [replace(term, weight=term.weight * self._factor(term)) for term in terms]
+        return [
+            replace(term, weight=term.weight * self._factor(term)) for term in self._homogeneous(terms)
+        ]
 
-    def log(self, terms: Sequence[Term]) -> dict[str, float]:
+    def log(self, terms: Sequence[Term]) -> dict[str, float | Tensor]:
         """`weight_<term>` of terms that have their weights, and the norms of the latest measurement."""
-        return {**{f"weight_{term.name}": float(term.weight) for term in terms}, **self.norms}
+        return {**{f"weight_{term.name}": term.weight for term in terms}, **self.norms}
+
+    def _homogeneous(self, terms: Sequence[Term]) -> Sequence[Term]:
+        return [homogeneous(term) for term in terms] if WEAK in self.factors else terms
 
     def _factor(self, term: Term) -> float:
         """Present factor on the weight of a term in the config; 1 where nothing was measured yet."""

@@ -20,9 +20,9 @@ from fairchem_piwsl.training.loss_terms import Term
 # ------------------------------------------------------------------ toy problem: linear terms, known gradients
 
 
-def linear(theta: Tensor, *gradient: float) -> Tensor:
-    """A term whose gradient is given."""
-    return (theta * torch.tensor(gradient)).sum()
+def linear(theta: Tensor, *gradient: float, value: float = 0.0) -> Tensor:
+    """A term whose gradient and value are given."""
+    return value + (theta * torch.tensor(gradient)).sum()
 
 
 def toy(energy: float = 1.0, weak: float = 1.0) -> tuple[list[Term], Tensor]:
@@ -31,7 +31,7 @@ def toy(energy: float = 1.0, weak: float = 1.0) -> tuple[list[Term], Tensor]:
     return [
         Term("energy", linear(theta, 3 * energy, 0, 0), 1.0),
         Term("forces", linear(theta, 0, 4, 0), 10.0),
-        Term("pitc", linear(theta, 0, weak, 2 * weak), 1.0, weak=True),
+        Term("pitc", linear(theta, 0, weak, 2 * weak, value=4 * weak), 1.0, weak=True),
     ], theta
 
 
@@ -69,8 +69,8 @@ def test_weak_terms_share_one_factor():
     theta = torch.zeros(2, requires_grad=True)
     terms = [
         Term("forces", linear(theta, 3, 4), 1.0),
-        Term("pitc", linear(theta, 1, 0), 2.0, weak=True),
-        Term("pisc", linear(theta, 0, 1), 1.0, weak=True),
+        Term("pitc", linear(theta, 1, 0, value=1.0), 2.0, weak=True),
+        Term("pisc", linear(theta, 0, 1, value=1.0), 1.0, weak=True),
     ]
     weights = balanced(terms, theta, energy_share=0.0, weak_share=1.0)
     assert weights["pitc"] == pytest.approx(2 * weights["pisc"])
@@ -80,11 +80,13 @@ def test_weak_terms_share_one_factor():
 @pytest.mark.parametrize("which", ["energy", "weak"])
 def test_another_unit_of_a_term_changes_nothing(which):
     """A thousand times the loss, a thousandth of its weight."""
-    balances = GradientBalance(1.0, 0.3), GradientBalance(1.0, 0.3)
-    for terms, theta, balance in ((*toy(), balances[0]), (*toy(**{which: 1000.0}), balances[1])):
+    weights = []
+    for terms, theta in (toy(), toy(**{which: 1000.0})):
+        balance = GradientBalance(1.0, 0.3)
         for _ in range(3):
             balance.measure(terms, [theta])
-    plain, scaled = (balance(toy()[0]) for balance in balances)
+        weights.append(balance(terms))
+    plain, scaled = weights
     for a, b in zip(plain, scaled, strict=True):
         factor = 1000.0 if a.name == {"energy": "energy", "weak": "pitc"}[which] else 1.0
         assert float(a.weight) == pytest.approx(factor * float(b.weight), rel=1e-6)
@@ -94,6 +96,29 @@ def test_loss_scale_of_half_precision_changes_nothing():
     terms, theta = toy()
     a, b = (gradient_products([term.value for term in terms], [theta], scale) for scale in (1.0, 2.0**16))
     assert torch.equal(a, b)
+
+
+def test_large_residuals_give_a_direction_and_no_larger_gradient():
+    """A residual a million times that of the batch that was measured: the gradient has the same norm."""
+    theta = torch.zeros(2, requires_grad=True)
+    labels = Term("forces", linear(theta, 3, 4), 1.0)
+
+    def pitc(residual: float) -> Term:
+        return Term("pitc", (residual + linear(theta, 0.6, 0.8)).square(), 1.0, weak=True)
+
+    balance = GradientBalance(0.0, 0.5)
+    balance.measure([labels, pitc(0.1)], [theta])
+    for residual in (1e-3, 0.1, 1e5):
+        [term] = balance([pitc(residual)])
+        (gradient,) = torch.autograd.grad(term.weighted, theta)
+        assert float(gradient.norm()) == pytest.approx(0.5 * 5, rel=1e-5)
+
+
+def test_weights_by_hand_keep_the_mean_of_squares():
+    terms, theta = toy()
+    balance = GradientBalance(1.0, 0.0)
+    balance.measure(terms, [theta])
+    assert [term.weight for term in balance(terms) if term.weak] == [1.0]
 
 
 def test_term_without_gradient_is_left_out():
