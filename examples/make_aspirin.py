@@ -10,6 +10,7 @@ one stopped. Energies are in eV, forces in eV/Angstrom.
 """
 
 import argparse
+import itertools
 import os
 from multiprocessing import Pool
 from pathlib import Path
@@ -38,29 +39,28 @@ SPLITS = {"train": ["train"], "val": ["val"], "test": ["test1", "test2", "test3"
 START = Path(__file__).with_name("aspirin.xyz")
 
 
-def run_trajectory(name, out, position):
-    """Write `FRAMES` labelled frames of one trajectory to `out/parts/<name>.extxyz`."""
-    path = out / "parts" / f"{name}.extxyz"
-    if path.exists():
-        return path
-    rng = np.random.default_rng(TRAJECTORIES[name])
+def labelled_frames(temperature, seed, equilibration, stride):
+    """Labelled frames of a Langevin trajectory at `temperature` K, without end.
+
+    The first comes after `equilibration` and `stride` steps of 0.5 fs, the others `stride` steps apart.
+    """
+    rng = np.random.default_rng(seed)
     atoms = read(START)
     atoms.calc = TBLite(method="GFN2-xTB", accuracy=0.1, verbosity=0)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=TEMPERATURE_K, rng=rng)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
     Stationary(atoms)
     # fixcm=True (ASE's default) rescales the random forces and overheats the hydrogen atoms
     dynamics = Langevin(
         atoms,
         timestep=TIMESTEP_FS * units.fs,
-        temperature_K=TEMPERATURE_K,
+        temperature_K=temperature,
         friction=FRICTION_PER_FS / units.fs,
         fixcm=False,
         rng=rng,
     )
-    dynamics.run(EQUILIBRATION_STEPS)
-    frames = []
-    for _ in tqdm(range(FRAMES), desc=name, position=position, unit="frame"):
-        dynamics.run(STEPS_BETWEEN_FRAMES)
+    dynamics.run(equilibration)
+    while True:
+        dynamics.run(stride)
         frame = atoms.copy()
         frame.set_velocities(np.zeros_like(frame.positions))
         frame.arrays.pop("momenta", None)
@@ -69,10 +69,24 @@ def run_trajectory(name, out, position):
         frame.calc = SinglePointCalculator(
             frame, energy=atoms.get_potential_energy(), forces=atoms.get_forces()
         )
-        frames.append(frame)
+        yield frame
+
+
+def write_whole(path, frames):
+    """Write extxyz, whole or not at all."""
     temporary = path.with_suffix(".tmp")
     write(temporary, frames, format="extxyz")
     temporary.rename(path)
+
+
+def run_trajectory(name, out, position):
+    """Write `FRAMES` labelled frames of one trajectory to `out/parts/<name>.extxyz`."""
+    path = out / "parts" / f"{name}.extxyz"
+    if path.exists():
+        return path
+    source = labelled_frames(TEMPERATURE_K, TRAJECTORIES[name], EQUILIBRATION_STEPS, STEPS_BETWEEN_FRAMES)
+    counted = tqdm(itertools.islice(source, FRAMES), desc=name, position=position, unit="frame", total=FRAMES)
+    write_whole(path, list(counted))
     return path
 
 

@@ -5,13 +5,18 @@
     python scripts/paper.py table_A8 --scale paper             the paper's settings: a GPU, hours to days
     python scripts/paper.py table_A8 --scale paper --only rmd17_aspirin_100/painn --seeds 0    a part of it
 
-Ends with a report in runs/paper/<recipe>_<scale>/report. The same command again goes on where it stopped; parts can
-run as jobs of their own, and the command without --only then makes the report of all. Data sets come from
-`piwsl prepare`; the small scale takes the example data where one is missing.
+Ends with a report in runs/paper/<recipe>_<scale>/report, and every number in results.json beside it. The same command
+again goes on where it stopped; parts can run as jobs of their own, and the command without --only then makes the
+report of all. Data sets come from `piwsl prepare` or scripts/published_data.py; the small scale of the paper's tables
+takes the example data where one is missing. Two steps that train nothing, also while trainings are unfinished:
+
+    python scripts/paper.py map --cost                         what a prediction of each model costs, one after another
+    python scripts/paper.py map --publish                      finished runs to docs/results/map.json
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from example_data import example_data
 from recipes.carry_out import (
@@ -22,18 +27,23 @@ from recipes.carry_out import (
     without_missing_reference,
     write_trainings,
 )
-from recipes.recipe_file import read_recipe
+from recipes.collect import collect, cost_file
+from recipes.compare import best_checkpoint
+from recipes.cost import prediction_cost
+from recipes.recipe_file import PlannedRun, Recipe, read_recipe
 from recipes.scale import shrink
 from rich.console import Console
 from rich.table import Table
 
-from fairchem_piwsl.config import read_yaml
+from fairchem_piwsl.config import merge, read_yaml
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "s2ef"
 RECIPES = ROOT / "scripts" / "paper"
 SMALL = RECIPES / "small" / "scale.yml"
+PUBLISHED = ROOT / "docs" / "results"
 
 
 def main() -> None:
@@ -51,6 +61,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, help="trainings side by side; 2 in the small scale, else 1")
     parser.add_argument("--cpu", action="store_true", help="the CPU, although there is a GPU")
+    step = parser.add_mutually_exclusive_group()
+    step.add_argument("--cost", action="store_true", help="measure predictions of trained models, and stop")
+    step.add_argument("--publish", action="store_true", help="write docs/results/<recipe>.json, and stop")
     args = parser.parse_args()
     if args.recipe is None:
         show_recipes()
@@ -67,21 +80,76 @@ def run(args: argparse.Namespace) -> None:
     if small and recipe.smoke.instead:
         raise UserError(f"{recipe.name} has no small scale: {recipe.smoke.instead}")
     out = args.out or Path("runs/paper") / f"{recipe.name}_{args.scale}"
-    data = dict(item.partition("=")[::2] for item in args.data)
-    originals = {name: one.config() for name, one in recipe.plan(CONFIGS, small).items()}
-    lengths = relative_lengths(originals)
-    chosen = {name: originals[name] for name in recipe.plan(CONFIGS, small, args.only)}
-    configs = use_data(chosen, data, example_data if small else None)
-    if small:
-        scale, steps = read_yaml(SMALL, "small scale"), args.steps or recipe.smoke.steps
-        configs = {
-            name: shrink(config, scale, round(steps * lengths[name])) for name, config in configs.items()
-        }
+    planned = recipe.plan(CONFIGS, small)
+    chosen = recipe.plan(CONFIGS, small, args.only)
+    if args.cost:
+        measure_cost(chosen, out, cpu=args.cpu or small)
+    if args.cost or args.publish:
+        write_results(recipe, args.scale, planned, out, publish=args.publish)
+        return
+    configs = make_configs(recipe, planned, chosen, args)
     seeds = args.seeds or (recipe.smoke.seeds if small else recipe.seeds)
     trainings = write_trainings(configs, seeds, out)
-    measure = without_missing_reference(recipe.measure)
-    carry_out(trainings, measure, out, side_by_side=args.jobs or (2 if small else 1), cpu=args.cpu or small)
+    carry_out(
+        trainings,
+        without_missing_reference(recipe.measure),
+        out,
+        tests={name: ROOT / path for name, path in recipe.tests.items()},
+        side_by_side=args.jobs or (2 if small else 1),
+        cpu=args.cpu or small,
+    )
+    write_results(recipe, args.scale, planned, out)
     print(f"report: {finish(recipe, args.scale, trainings, out)}")
+
+
+def make_configs(
+    recipe: Recipe, planned: dict[str, PlannedRun], chosen: dict[str, PlannedRun], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Training configs of the chosen runs, small ones for the small scale."""
+    small = args.scale == "smoke"
+    originals = {name: one.config() for name, one in planned.items()}
+    lengths = relative_lengths(originals)
+    data = dict(item.partition("=")[::2] for item in args.data)
+    stand_in = example_data if small and recipe.smoke.steps else None
+    configs = use_data({name: originals[name] for name in chosen}, data, stand_in)
+    if not small:
+        return configs
+    scale = read_yaml(SMALL, "small scale")
+    for name, config in configs.items():
+        own, settings = chosen[name].data, scale
+        if recipe.smoke.steps is None:
+            settings = merge(scale, {"optim": {"batch_size": own.batch_size}})
+        steps = args.steps or recipe.smoke.steps or own.steps
+        configs[name] = shrink(config, settings, round(steps * lengths[name]))
+    return configs
+
+
+def measure_cost(chosen: dict[str, PlannedRun], out: Path, cpu: bool) -> None:
+    """The cost of a prediction for each data set and model that has a trained run, one after another."""
+    for name, one in chosen.items():
+        finished = sorted(path.parent for path in (out / name).glob("seed*/trained.json"))
+        path = cost_file(one, out)
+        if finished and not path.exists():
+            config = read_yaml(out / "configs" / f"{name}.yml", "config")
+            test = Path(config["dataset"]["test"]["src"])
+            cost = prediction_cost(best_checkpoint(finished[0]), test, path, cpu)
+            print(
+                f"{one.data.name}, {one.model}: {1000 * cost['seconds']:.1f} ms, {cost['ns_per_day']:.3g} ns/day"
+            )
+
+
+def write_results(
+    recipe: Recipe, scale: str, planned: dict[str, PlannedRun], out: Path, publish: bool = False
+) -> None:
+    """Every number of the finished runs: to `out/results.json`, and to the documentation."""
+    results = collect(recipe, scale, planned, out)
+    if publish and not results["runs"]:
+        raise UserError(
+            f"{out} holds no finished run of {recipe.name}: run the recipe first, or give its --out."
+        )
+    for path in (out / "results.json", *([PUBLISHED / f"{recipe.name}.json"] if publish else [])):
+        write_json(path, results)
+        print(f"{len(results['runs'])} runs: {path}")
 
 
 def show_recipes() -> None:

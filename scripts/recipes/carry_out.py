@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import write_text
+from fairchem_piwsl.files import file_name, write_text
 from fairchem_piwsl.report.runs import model_name
 from recipes.compare import best_checkpoint, train
 from recipes.recipe_file import Recipe
@@ -56,8 +56,9 @@ def use_data(
         if not (new / "train").exists():
             if stand_in is None or old.name in data:
                 raise UserError(
-                    f"{new} is missing: the first lines of configs/s2ef/datasets/{old.name}.yml have the "
-                    f"`piwsl prepare` command for it, or name another folder with --data {old.name}=FOLDER."
+                    f"{new} is missing: scripts/published_data.py, or the `piwsl prepare` command in the first lines "
+                    f"of configs/s2ef/datasets/{old.name}.yml, makes it; or name another folder with "
+                    f"--data {old.name}=FOLDER."
                 )
             new = stand_in()
         placed[name] = with_data(config, str(old), str(new))
@@ -108,10 +109,11 @@ def carry_out(
     measure: Mapping[str, Mapping[str, Any]],
     out: Path,
     *,
+    tests: Mapping[str, Path] | None = None,
     side_by_side: int = 2,
     cpu: bool = True,
 ) -> None:
-    """Train, evaluate and measure, `side_by_side` processes at a time, each on one thread."""
+    """Train, evaluate (on further `tests` too) and measure, `side_by_side` processes at a time, each on one thread."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress, ThreadPoolExecutor(side_by_side) as pool:
         total = progress.add_task("trained and measured", total=len(trainings))
@@ -122,6 +124,9 @@ def carry_out(
             for command, settings in {"evaluate": {"group_by": "none"}, **measure}.items():
                 if command != "profile":
                     _measure(command, [training], settings, training.run_dir / command, cpu)
+            for test, data in (tests or {}).items():
+                hot = replace(training, test=data)
+                _measure("evaluate", [hot], {"group_by": "none"}, test_folder(training, test, out), cpu)
             progress.advance(total)
 
         work = [pool.submit(one, training) for training in trainings]
@@ -131,6 +136,16 @@ def carry_out(
         for seed in sorted({training.seed for training in trainings}):
             members = [training for training in trainings if training.seed == seed]
             _measure("profile", members, measure["profile"], out / "profile" / f"seed{seed}", cpu)
+
+
+def test_folder(training: Training, test: str, out: Path) -> Path:
+    """Folder of the errors on a further test set: away from the run, whose report is about its own test set."""
+    return out / "tests" / file_name(test) / training.name / f"seed{training.seed}"
+
+
+def evaluated(folder: Path) -> list[Path]:
+    """Results of `piwsl evaluate` in a folder, the newest last."""
+    return sorted(folder.rglob("evaluate*.json"), key=lambda path: path.stat().st_mtime)
 
 
 def _measure(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.config import load_config, read_yaml, with_method, with_values
+from fairchem_piwsl.config import read_yaml, with_method, with_values
 from fairchem_piwsl.errors import UserError
+from recipes.data_sets import DataSet, read_data_sets
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,41 @@ class Block:
 
     data: tuple[str, ...]
     models: tuple[str, ...]
-    #: name -> dotted keys of the config with their values; and `method`, where it is not the name
+    #: name -> dotted keys of the config with their values; and `method`, where it is not the name, `length`, the
+    #: factor on the length of the training, and `vary`, dotted keys with lists of values, a run for each combination
     methods: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: a config, its method, and what else it changes."""
+    """One run: a data set, a model, a method, and what else it changes."""
 
-    path: Path
+    #: of the configs, `configs/s2ef`
+    folder: Path
+    data: DataSet
+    model: str
+    #: name of the method within the recipe
+    label: str
+    #: what `--method` takes
     method: str
+    #: dotted keys of the config with their values
     changes: Mapping[str, Any]
+    #: factor on the length of the training
+    length: float = 1.0
+    #: last part of a dotted key -> value, of what the recipe varies
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`<data set>/<model>_<method>`."""
+        return f"{self.data.name}/{self.model}_{self.label}"
 
     def config(self) -> dict[str, Any]:
         """The whole training config."""
-        return with_values(with_method(load_config(self.path), self.method), self.changes)
+        config = with_method(self.data.config(self.folder, self.model), self.method)
+        epochs = config["optim"]["max_epochs"]
+        longer = {"optim.max_epochs": round(self.length * epochs)} if self.length != 1 else {}
+        return with_values(config, {**longer, **self.changes})
 
 
 @dataclass(frozen=True)
@@ -42,8 +63,8 @@ class Smoke:
 
     #: patterns of the runs that are made; all where empty
     only: tuple[str, ...] = ()
-    #: training steps of the shortest run
-    steps: int = 300
+    #: training steps of the shortest run; None: those of its data set, on that data set and no other
+    steps: int | None = 300
     #: what to do instead, where there is no small scale
     instead: str = ""
     seeds: tuple[int, ...] = (0,)
@@ -60,8 +81,12 @@ class Recipe:
     smoke: Smoke = field(default_factory=Smoke)
     #: command of `piwsl` (consistency, profile or md) -> its settings
     measure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: name -> a further test set, a file of the project that `piwsl evaluate` reads
+    tests: Mapping[str, str] = field(default_factory=dict)
     #: the paper's name of the data set, where it is not that of the data's folder
     paper_dataset: str | None = None
+    #: data sets that are none of configs/s2ef, and those with lengths of their own
+    data_sets: Mapping[str, DataSet] = field(default_factory=dict)
 
     def plan(self, folder: Path, small: bool = False, only: str | None = None) -> dict[str, PlannedRun]:
         """Runs by name, `<data set>/<model>_<method>`.
@@ -72,24 +97,36 @@ class Recipe:
             only: a part of the names to keep, or a shell pattern of them.
 
         Raises:
-            UserError: a config does not exist, or `only` matches no name.
+            UserError: `only` matches no name.
         """
         found = {}
         for block in self.runs:
             for data, model in itertools.product(block.data, block.models):
-                path = folder / data / f"{model}.yml"
-                if not path.is_file():
-                    raise UserError(f"recipe {self.name}: {path} does not exist; correct its 'runs'.")
+                data_set = self.data_sets.get(data, DataSet(data))
                 for name, changes in block.methods.items():
-                    others = {key: value for key, value in changes.items() if key != "method"}
-                    method = changes.get("method", "piwsl" if others else name)
-                    found[f"{data}/{model}_{name}"] = PlannedRun(path, method, others)
+                    for run in _variants(folder, data_set, model, name, changes):
+                        found[run.name] = run
         if small:
             found = _matching(found, self.smoke.only)
         kept = _matching(found, [only] if only else [])
         if not kept:
             raise UserError(f"--only {only} matches no run of this recipe; it has {', '.join(found)}.")
         return kept
+
+
+def _variants(
+    folder: Path, data: DataSet, model: str, name: str, block: Mapping[str, Any]
+) -> Iterator[PlannedRun]:
+    """The run of a method, or one for each combination of what it varies, named by the values."""
+    varied = block.get("vary", {})
+    others = {key: value for key, value in block.items() if key not in ("method", "length", "vary")}
+    method = block.get("method", "piwsl" if others else name)
+    for values in itertools.product(*varied.values()):
+        changes = dict(zip(varied, values, strict=True))
+        settings = {key.rpartition(".")[2]: value for key, value in changes.items()}
+        label = "_".join([name, *(f"{key}{value:g}" for key, value in settings.items())])
+        length = block.get("length", 1.0)
+        yield PlannedRun(folder, data, model, label, method, {**others, **changes}, length, settings)
 
 
 def _matching(runs: Mapping[str, PlannedRun], patterns: Sequence[str]) -> dict[str, PlannedRun]:
@@ -104,13 +141,13 @@ MEASUREMENTS = ("consistency", "profile", "md")
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe's YAML file.
+    """Read a recipe's YAML file, and the data sets of `small/data_sets.yml` beside it, where that is.
 
     Raises:
         UserError: the file is missing, or holds an unknown key or a wrong block.
     """
     content = read_yaml(path, "recipe")
-    known = [item.name for item in fields(Recipe) if item.name != "name"]
+    known = [item.name for item in fields(Recipe) if item.name not in ("name", "data_sets")]
     _check_keys(f"{path}", content, known, ("title", "runs"))
     smoke, measure = content.get("smoke", {}), content.get("measure", {})
     _check_keys(f"{path}: smoke", smoke, [item.name for item in fields(Smoke)])
@@ -118,7 +155,10 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(content["runs"], list):
         raise UserError(f"{path}: 'runs' must be a list of blocks with 'data', 'models' and 'methods'.")
     blocks = tuple(_block(f"{path}: runs.{i}", block) for i, block in enumerate(content["runs"]))
-    return Recipe(name=path.stem, **_tuples(content | {"smoke": Smoke(**_tuples(smoke)), "runs": blocks}))
+    listed = path.parent / "small" / "data_sets.yml"
+    data_sets = read_data_sets(listed) if listed.is_file() else {}
+    content |= {"smoke": Smoke(**_tuples(smoke)), "runs": blocks, "data_sets": data_sets}
+    return Recipe(name=path.stem, **_tuples(content))
 
 
 def _block(where: str, content: Any) -> Block:

@@ -1,0 +1,104 @@
+"""Every number of a recipe in one JSON file, from the folders of its runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fairchem_piwsl.config import get_value, read_yaml
+from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
+from fairchem_piwsl.files import read_json
+from fairchem_piwsl.report.curves import read_curves
+from recipes.carry_out import Training, evaluated, test_folder
+from recipes.recipe_file import PlannedRun, Recipe
+from recipes.scale import data_folder
+
+#: what `auto` decides, as the trainer logs it
+DECIDED = ("train/weight_", "train/gradient_", "train/eps_max")
+ENERGY_ERRORS = ("energy_rmse", "energy_mae", "energy_per_atom_rmse", "energy_per_atom_mae")
+ERRORS = (*ENERGY_ERRORS, "forces_rmse", "forces_mae", "forces_cosine")
+
+
+def collect(recipe: Recipe, scale: str, planned: Mapping[str, PlannedRun], out: Path) -> dict[str, Any]:
+    """All finished runs of a recipe, those of `planned` with every seed that `out` has.
+
+    Returns:
+        `recipe`, `title`, `scale`, `units`, `planned` (the number of configs) and `runs`, each with `data`, `model`,
+        `method`, `length`, `settings`, `seed`, `n_train`, `steps`, `batch_size`, `train_seconds`, `errors` on the
+        test set of `structures` structures, `tests` (errors on further test sets), `cost` (see `recipes.cost`) and
+        `decided` (the last weights and norms of gradients of weights that set themselves).
+    """
+    runs = [
+        _entry(recipe, run, config, folder, out)
+        for name, run in planned.items()
+        if (config := out / "configs" / f"{name}.yml").exists()
+        for folder in sorted((out / name).glob("seed*"), key=_seed)
+        if (folder / "trained.json").exists() and evaluated(folder / "evaluate")
+    ]
+    return {
+        "recipe": recipe.name,
+        "title": recipe.title,
+        "scale": scale,
+        "units": {"energy": "kcal/mol", "forces": "kcal/mol/Angstrom", "time": "s", "eps_max": "Angstrom"},
+        "planned": len(planned),
+        "runs": runs,
+    }
+
+
+def _seed(folder: Path) -> int:
+    return int(folder.name.removeprefix("seed"))
+
+
+def _entry(recipe: Recipe, run: PlannedRun, config_file: Path, folder: Path, out: Path) -> dict[str, Any]:
+    config = read_yaml(config_file, "config")
+    optim = config["optim"]
+    n_train = number_of_structures(config["dataset"]["train"]["src"])
+    errors, structures = _errors(folder / "evaluate")
+    training = Training(run.name, config_file, Path(), _seed(folder), folder)
+    tests = {name: test_folder(training, name, out) for name in recipe.tests}
+    cost = cost_file(run, out)
+    return {
+        "data": run.data.name,
+        "trained_on": data_folder(config).name,
+        "model": run.model,
+        "method": run.label,
+        "length": run.length,
+        "settings": dict(run.settings),
+        "seed": _seed(folder),
+        "n_train": n_train,
+        "steps": optim["max_epochs"] * math.ceil(n_train / optim["batch_size"]),
+        "batch_size": optim["batch_size"],
+        "train_seconds": read_json(folder / "trained.json")["train_seconds"],
+        "structures": structures,
+        "errors": errors,
+        **({"tests": found} if (found := _further(tests)) else {}),
+        **({"cost": read_json(cost)} if cost.exists() else {}),
+        **({"decided": decided} if (decided := _decided(folder, config)) else {}),
+    }
+
+
+def _errors(folder: Path) -> tuple[dict[str, float], int]:
+    """Errors of the one model in the newest evaluation, kcal/mol and Angstrom, and the number of structures."""
+    result = read_json(evaluated(folder)[-1])
+    [model] = result["models"]
+    return {name: model["metrics"][name]["value"] for name in ERRORS}, result["structures"]
+
+
+def _further(tests: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    return {name: _errors(folder)[0] for name, folder in tests.items() if evaluated(folder)}
+
+
+def _decided(folder: Path, config: Mapping[str, Any]) -> dict[str, float]:
+    """The last value of each weight and norm, for methods whose weights set themselves."""
+    if not get_value(config, "optim.piwsl.auto"):
+        return {}
+    curves = read_curves(next((folder / "logs" / "tensorboard").iterdir()))
+    found = {tag: curve for tag, curve in curves.items() if tag.startswith(DECIDED)}
+    return {tag.removeprefix("train/"): float(curve.value[-1]) for tag, curve in found.items()}
+
+
+def cost_file(run: PlannedRun, out: Path) -> Path:
+    """The cost of a prediction belongs to a data set and a model, whatever the method."""
+    return out / "cost" / run.data.name / f"{run.model}.json"
