@@ -3,8 +3,8 @@
     python scripts/publish.py
 
 A table stands in a page between `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`: RECIPE is a file
-of docs/results, which `python scripts/paper.py RECIPE --publish` writes; TABLE is comparison, equal_time, tests, sizes,
-grid or cost; PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
+of docs/results, which `python scripts/paper.py RECIPE --publish` writes; TABLE is comparison, equal_time, hand_chosen,
+tests, sizes, grid or cost; PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
 """
 
 from pathlib import Path
