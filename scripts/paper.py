@@ -38,6 +38,7 @@ from rich.table import Table
 from fairchem_piwsl.config import merge, read_yaml
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
+from fairchem_piwsl.report.results_figures import draw_all
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "s2ef"
@@ -141,15 +142,18 @@ def measure_cost(chosen: dict[str, PlannedRun], out: Path, cpu: bool) -> None:
 def write_results(
     recipe: Recipe, scale: str, planned: dict[str, PlannedRun], out: Path, publish: bool = False
 ) -> None:
-    """Every number of the finished runs: to `out/results.json`, and to the documentation."""
+    """Every number of the finished runs as JSON and as pictures: in `out`, and in the documentation."""
     results = collect(recipe, scale, planned, out)
     if publish and not results["runs"]:
         raise UserError(
             f"{out} holds no finished run of {recipe.name}: run the recipe first, or give its --out."
         )
-    for path in (out / "results.json", *([PUBLISHED / f"{recipe.name}.json"] if publish else [])):
+    places = {out / "results.json": out / "report"}
+    if publish:
+        places[PUBLISHED / f"{recipe.name}.json"] = ROOT / "docs" / "images"
+    for path, pictures in places.items():
         write_json(path, results)
-        print(f"{len(results['runs'])} runs: {path}")
+        print(f"{len(results['runs'])} runs: {path}", *draw_all(results, pictures), sep="\n")
 
 
 def show_recipes() -> None:

@@ -84,6 +84,7 @@ def make_report(
             report_figures.plot_errors(entries, printed, names, heading, out / f"errors_{stem}.png"),
             report_figures.plot_survival(methods, heading, out / f"survival_{stem}.png"),
             report_figures.plot_curves(methods, factor, units, limit, heading, out / f"curves_{stem}.png"),
+            report_figures.plot_weights(methods, heading, out / f"weights_{stem}.png"),
         ]
         members = [run for group in methods.values() for run in group]
         kept = [figure for figure in figures if figure is not None]

@@ -1,4 +1,4 @@
-"""Figures of `piwsl report`: errors of every seed, learning curves over steps and over wall time."""
+"""Figures of `piwsl report`: errors of every seed, learning curves over steps and wall time, weights that set themselves."""
 
 from __future__ import annotations
 
@@ -93,6 +93,43 @@ def plot_curves(
             figures.log_scale(row[0].yaxis)
         grid[0][0].legend()
         fig.suptitle(title)
+        return figures.save(fig, path)
+
+
+# Tags of weights that set themselves, and of the norms of gradients that they follow.
+DECISIONS = {"train/weight_": "weight of the term", "train/gradient_": "norm of its weighted gradient"}
+
+
+def plot_weights(methods: dict[str, list[Run]], title: str, path: Path) -> Path | None:
+    """Weights of the terms of the loss and norms of their gradients over training; None where none set themselves.
+
+    A row for each method that has them, a line for each run.
+    """
+    shown = {
+        method: logged
+        for method, runs in methods.items()
+        if (logged := [run for run in runs if any(tag.startswith(tuple(DECISIONS)) for tag in run.curves)])
+    }
+    if not shown:
+        return None
+    tags = sorted({tag for runs in shown.values() for run in runs for tag in run.curves})
+    terms = list(dict.fromkeys(tag.removeprefix(p) for p in DECISIONS for tag in tags if tag.startswith(p)))
+    with figures.figure(11.0, 0.8 + 3.2 * len(shown)) as fig:
+        grid = fig.subplots(len(shown), len(DECISIONS), squeeze=False, sharex=True)
+        for row, (method, runs) in zip(grid, shown.items(), strict=True):
+            for axes, (prefix, label) in zip(row, DECISIONS.items(), strict=True):
+                for number, term in enumerate(terms):
+                    drawn = [run.curves[prefix + term] for run in runs if prefix + term in run.curves]
+                    for i, curve in enumerate(drawn):
+                        style = {"color": figures.colour(number), "linewidth": 1.2, "alpha": 0.8}
+                        axes.plot(curve.step, curve.value, label=None if i else term, **style)
+                axes.set_title(method)
+                axes.set_ylabel(label)
+                axes.set_yscale("log", nonpositive="mask")
+        for axes in grid[-1]:
+            axes.set_xlabel("training steps")
+        grid[0][0].legend()
+        fig.suptitle(title, fontsize=11)
         return figures.save(fig, path)
 
 

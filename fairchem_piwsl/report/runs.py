@@ -97,12 +97,16 @@ def method_label(config: dict[str, Any]) -> str:
     terms = []
     if piwsl.get("noisy_nodes"):
         terms.append("Noisy Nodes")
+    if piwsl.get("auto"):
+        terms.append("auto")
     for key, name in (("c_pitc", "PITC"), ("c_pisc", "PISC"), ("c_wl", "WL")):
         if piwsl.get(key):
             terms.append(f"{name} {piwsl[key]:g}")
     label = ", ".join(terms) or "baseline"
     if terms:
-        label += f", eps {piwsl.get('eps_max', 0.01):g}"
+        label += (
+            f", eps {piwsl.get('eps_max', 0.01):g}" if "eps_max" in piwsl or not piwsl.get("auto") else ""
+        )
         if piwsl.get("k_2nd"):
             label += f", k {piwsl['k_2nd']:g}"
     trained_on = {target for loss in config.get("loss_functions", []) for target in loss}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,45 @@ def paired_p(values: Sequence[float], before: Sequence[float]) -> float | None:
     if len(difference) < 2 or np.ptp(difference) == 0:
         return None
     return float(stats.ttest_rel(values, before).pvalue)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Change of a mean relative to the mean before, over the seeds that both have; 1 is a doubling.
+
+    `low` and `high`: 95 % interval of the paired difference, relative to that mean; `p` of its t-test. All three
+    are None for fewer than two pairs.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    pairs: int
+
+
+def paired_change(values: Mapping[int, float], before: Mapping[int, float]) -> Change | None:
+    """The change from `before` to `values`, both by seed; None where they share no seed.
+
+    The interval excludes zero exactly where p is below 5 %.
+    """
+    seeds = sorted(values.keys() & before.keys())
+    if not seeds:
+        return None
+    after, first = (np.array([group[seed] for seed in seeds]) for group in (values, before))
+    scale = float(first.mean())
+    half = half_interval(after - first) / scale
+    mean = float((after - first).mean()) / scale
+    low, high = (None, None) if math.isnan(half) else (mean - half, mean + half)
+    return Change(mean, low, high, paired_p(after.tolist(), first.tolist()), len(seeds))
+
+
+def half_interval(values: Sequence[float] | np.ndarray) -> float:
+    """Half the width of the 95 % t-interval of the mean of `values`; NaN for fewer than two."""
+    count = len(values)
+    if count < 2:
+        return math.nan
+    return float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
 
 def equal_time(runs: Sequence[Run]) -> float | None:

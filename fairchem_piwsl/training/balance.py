@@ -133,9 +133,7 @@ class GradientBalance:
 
     def __call__(self, terms: Sequence[Term]) -> list[Term]:
         """The terms with their present weights."""
-        return [
-            replace(term, weight=term.weight * self._factor(term)) for term in self._homogeneous(terms)
-        ]
+        return [replace(term, weight=term.weight * self._factor(term)) for term in self._homogeneous(terms)]
 
     def log(self, terms: Sequence[Term]) -> dict[str, float | Tensor]:
         """`weight_<term>` of terms that have their weights, and the norms of the latest measurement."""

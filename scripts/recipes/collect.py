@@ -11,6 +11,7 @@ from fairchem_piwsl.config import get_value, read_yaml
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.files import read_json
 from fairchem_piwsl.report.curves import read_curves
+from fairchem_piwsl.settings import PIWSLSettings
 from recipes.carry_out import Training, evaluated, test_folder
 from recipes.recipe_file import PlannedRun, Recipe
 from recipes.scale import data_folder
@@ -91,12 +92,14 @@ def _further(tests: Mapping[str, Path]) -> dict[str, dict[str, float]]:
 
 
 def _decided(folder: Path, config: Mapping[str, Any]) -> dict[str, float]:
-    """The last value of each weight and norm, for methods whose weights set themselves."""
+    """The last value of each weight and norm and the displacement, for methods whose weights set themselves."""
     if not get_value(config, "optim.piwsl.auto"):
         return {}
+    eps_max = PIWSLSettings.from_config(config["optim"]["piwsl"]).eps_max
     curves = read_curves(next((folder / "logs" / "tensorboard").iterdir()))
     found = {tag: curve for tag, curve in curves.items() if tag.startswith(DECIDED)}
-    return {tag.removeprefix("train/"): float(curve.value[-1]) for tag, curve in found.items()}
+    last = {tag.removeprefix("train/"): float(curve.value[-1]) for tag, curve in found.items()}
+    return {"eps_max": eps_max, **last}
 
 
 def cost_file(run: PlannedRun, out: Path) -> Path:

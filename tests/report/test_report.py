@@ -280,6 +280,20 @@ def test_results_of_moved_folders_go_to_the_run_with_the_longest_common_path(tmp
     ]
 
 
+def test_weights_that_set_themselves_have_a_picture(folder, source, tmp_path):
+    make_report([folder], out=tmp_path / "without")
+    assert not list((tmp_path / "without").glob("weights_*.png"))
+    fake_run(folder, "auto0", 0, source, {"auto": True})
+    with SummaryWriter(str(folder / "auto0" / "logs" / "tensorboard" / "auto0")) as writer:
+        for step in range(3):
+            for term in ("energy", "forces", "pitc"):
+                writer.add_scalar(f"train/weight_{term}", 1.0 + step, step)
+                writer.add_scalar(f"train/gradient_{term}", 2.0, step)
+    result = make_report([folder], out=tmp_path / "with")
+    assert len(list((tmp_path / "with").glob("weights_*.png"))) == 1
+    assert "auto" in {entry["method"] for entry in result["sections"][0]["entries"]}
+
+
 def test_page_is_self_contained_and_markdown_has_every_row(folder, tmp_path):
     make_report([folder], out=tmp_path / "out", title="A <title>")
     page = (tmp_path / "out" / "report.html").read_text()

@@ -150,6 +150,14 @@ def test_a_recipe_from_end_to_end(tiny_data, tmp_path):
     out = tmp_path / "runs" / "paper" / "table_A18_smoke"
     report = json.loads((out / "report" / "report.json").read_text())
     (section,) = report["sections"]
+    results = json.loads((out / "results.json").read_text())
+    assert [run["method"] for run in results["runs"]] == ["baseline", "piwsl"]
+    for run in results["runs"]:
+        folder = out / run["data"] / f"{run['model']}_{run['method']}" / f"seed{run['seed']}"
+        (evaluation,) = json.loads((folder / "evaluate" / "evaluate.json").read_text())["models"]
+        assert run["errors"]["forces_rmse"] == evaluation["metrics"]["forces_rmse"]["value"]
+        assert run["train_seconds"] == json.loads((folder / "trained.json").read_text())["train_seconds"]
+        assert (run["steps"], run["trained_on"], "cost" in run) == (4, "data", False)
     found = {(entry["quantity"], entry["method"]) for entry in section["entries"]}
     methods = {method for _, method in found}
     assert len(methods) == 2
@@ -159,6 +167,10 @@ def test_a_recipe_from_end_to_end(tiny_data, tmp_path):
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert {path: path.stat().st_mtime_ns for path in times} == times
+    cost = subprocess.run([*command[:3], "--cost"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert cost.returncode == 0, cost.stdout + cost.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert all(run["cost"]["seconds"] > 0 and run["cost"]["ns_per_day"] > 0 for run in results["runs"])
     other = subprocess.run([*command[:-1], "5"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert other.returncode == 2
     assert "other settings" in other.stderr

@@ -1,0 +1,274 @@
+"""Pictures of a recipe's results: heat maps, costs with the Pareto front, learning curves, temperatures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from fairchem_piwsl.report import figures
+from fairchem_piwsl.report.results_file import (
+    ENERGY,
+    FORCES,
+    Run,
+    best_baseline,
+    by_seed,
+    changes,
+    families,
+    grouped,
+    is_longer,
+    size_families,
+)
+from fairchem_piwsl.report.statistics import Change, half_interval
+
+Results = Mapping[str, Any]
+LABELS = {ENERGY: "energy RMSE (kcal/mol)", FORCES: "forces RMSE (kcal/mol/Å)"}
+#: the largest change in the colours of a heat map, %
+LARGEST = 60
+#: purple is better, orange worse
+DIVERGING = "PuOr_r"
+
+
+def heat_map(results: Results, path: Path) -> Path | None:
+    """Changes of energy and forces against the best baseline, data sets and models down, methods across."""
+    rows = dict(_changes(results))
+    methods = list(dict.fromkeys(method for cells in rows.values() for method in cells))
+    if not methods:
+        return None
+    with figures.figure(3.6 + 1.7 * len(methods), 1.8 + 0.36 * len(rows)) as fig:
+        panels = fig.subplots(1, 2, sharey=True)
+        for number, (axes, title) in enumerate(zip(panels, ("energy", "forces"), strict=True)):
+            found = [
+                [cells.get(method, (None, None))[number] for method in methods] for cells in rows.values()
+            ]
+            values = [[np.nan if c is None else 100 * c.mean for c in row] for row in found]
+            image = axes.imshow(values, cmap=DIVERGING, vmin=-LARGEST, vmax=LARGEST, aspect="auto")
+            for i, row in enumerate(found):
+                for j, change in enumerate(row):
+                    if change is not None:
+                        _write_change(axes, j, i, change)
+            axes.set_xticks(range(len(methods)), [_shown(m) for m in methods], rotation=20, ha="right")
+            axes.set_title(title)
+            _bare(axes)
+        panels[0].set_yticks(range(len(rows)), list(rows))
+        bar = fig.colorbar(image, ax=panels, shrink=0.9, extend="both")
+        bar.set_label("change, %")
+        fig.suptitle("Change against the best baseline, % (bold: 95 % interval without 0)", fontsize=11)
+        return figures.save(fig, path)
+
+
+def _changes(results: Results) -> Iterator[tuple[str, dict[str, tuple[Change | None, Change | None]]]]:
+    """A row of the heat map: its name and the changes by method."""
+    for (data, model), methods in grouped(results).items():
+        for family in families(methods):
+            best = best_baseline(family)
+            cells = {
+                name.removeprefix("energies_only_"): changes(runs, family[best])
+                for name, runs in family.items()
+                if best not in (None, name) and not is_longer(runs) and not runs[0]["settings"]
+            }
+            if cells:
+                without = " (no forces)" if next(iter(family)).startswith("energies_only_") else ""
+                yield f"{_shown(data)}, {_shown(model)}{without}", cells
+
+
+def _write_change(axes: Axes, x: int, y: int, change: Change) -> None:
+    sure = change.low is not None and change.high is not None and not change.low <= 0 <= change.high
+    axes.text(
+        x,
+        y,
+        f"{100 * change.mean:+.0f}".replace("-", "−"),
+        ha="center",
+        va="center",
+        color="white" if abs(100 * change.mean) > 0.55 * LARGEST else "black",
+        fontweight="bold" if sure else "normal",
+    )
+
+
+def error_against_cost(results: Results, path: Path) -> Path | None:
+    """Energy and force errors against the time of a prediction and of the training, with the Pareto fronts.
+
+    Of the first data set with more than one model; None where there is none.
+    """
+    groups = grouped(results)
+    data = next((d for d, _ in groups if len({m for other, m in groups if other == d}) > 1), None)
+    if data is None:
+        return None
+    models = [model for d, model in groups if d == data]
+    methods = [m for m in dict.fromkeys(m for g in groups.values() for m in g) if _has_forces(groups, m)]
+    costs = {"prediction of one structure (ms)": _prediction_ms, "training (min)": _training_minutes}
+    with figures.figure(10.5, 7.6) as fig:
+        grid = fig.subplots(2, 2, sharex="col", sharey="row")
+        for row, error in zip(grid, (ENERGY, FORCES), strict=True):
+            for axes, (label, cost) in zip(row, costs.items(), strict=True):
+                points = []
+                for number, model in enumerate(models):
+                    for shape, method in enumerate(methods):
+                        runs = groups[data, model].get(method)
+                        time = cost(runs) if runs else None
+                        if runs and time is not None:
+                            mean = float(np.mean(list(by_seed(runs, error).values())))
+                            points.append((time, mean))
+                            look: Any = {"color": figures.colour(number), "marker": figures.marker(shape)}
+                            axes.plot(time, mean, linestyle="none", markersize=7, alpha=0.9, **look)
+                _draw_front(axes, points)
+                axes.set(xlabel=label if error == FORCES else "")
+                figures.log_scale(axes.xaxis)
+            row[0].set_ylabel(LABELS[error])
+            figures.log_scale(row[0].yaxis)
+        _legend(fig, {_shown(m): figures.colour(i) for i, m in enumerate(models)}, methods)
+        fig.suptitle(f"{_shown(data)}; line: Pareto front")
+        return figures.save(fig, path)
+
+
+def _has_forces(groups: Mapping[Any, Mapping[str, list[Run]]], method: str) -> bool:
+    return not method.startswith("energies_only_") and any(method in methods for methods in groups.values())
+
+
+def _prediction_ms(runs: Sequence[Run]) -> float | None:
+    found = [1000 * run["cost"]["seconds"] for run in runs if "cost" in run]
+    return float(np.mean(found)) if found else None
+
+
+def _training_minutes(runs: Sequence[Run]) -> float:
+    return float(np.mean([run["train_seconds"] for run in runs])) / 60
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of the points (cost, error) that no other one beats in both, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, error in sorted(points):
+        if not front or error < front[-1][1]:
+            front.append((cost, error))
+    return front
+
+
+def _draw_front(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    front = np.array(pareto_front(points))
+    if len(front):
+        axes.step(*front.T, where="post", color=figures.REFERENCE, linewidth=1, zorder=0)
+
+
+def _legend(fig: Any, colours: Mapping[str, str], methods: Sequence[str]) -> None:
+    """Models by colour and methods by marker, below the panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=c, marker="s", linestyle="none", label=name) for name, c in colours.items()
+    ]
+    handles += [
+        Line2D([], [], color="#666666", marker=figures.marker(i), linestyle="none", label=_shown(name))
+        for i, name in enumerate(methods)
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+
+
+def learning_curves(results: Results, path: Path) -> Path | None:
+    """Errors against the number of training structures, mean with its 95 % interval over seeds."""
+    found = size_families(results)
+    if not found:
+        return None
+    with figures.figure(10.5, 0.6 + 3.4 * len(found)) as fig:
+        grid = fig.subplots(len(found), 2, squeeze=False, sharex=True)
+        for row, (data, methods) in zip(grid, found.items(), strict=True):
+            for axes, error in zip(row, (ENERGY, FORCES), strict=True):
+                for number, (method, by_size) in enumerate(methods.items()):
+                    _curve(
+                        axes,
+                        {n: list(by_seed(runs, error).values()) for n, runs in by_size.items()},
+                        number,
+                        method,
+                    )
+                axes.set_ylabel(LABELS[error])
+                axes.set_title(_shown(data))
+                figures.log_scale(axes.xaxis)
+                axes.set_xticks(sorted({n for by_size in methods.values() for n in by_size}))
+                axes.xaxis.set_minor_locator(NullLocator())
+                figures.log_scale(axes.yaxis)
+        for axes in grid[-1]:
+            axes.set_xlabel("training structures")
+        grid[0][0].legend()
+        return figures.save(fig, path)
+
+
+def temperatures(results: Results, path: Path) -> Path | None:
+    """Errors against the temperature of the test structures, mean with its 95 % interval over seeds."""
+    names = list(dict.fromkeys(name for run in results["runs"] for name in run.get("tests", {})))
+    kelvin = {name: int(match[1]) for name in names if (match := re.fullmatch(r"(\d+) K", name))}
+    if not kelvin:
+        return None
+    groups = grouped(results)
+    with figures.figure(10.5, 4.8) as fig:
+        panels = fig.subplots(1, 2)
+        for axes, error in zip(panels, (ENERGY, FORCES), strict=True):
+            lines = [(model, method) for (_, model), methods in groups.items() for method in methods]
+            models = list(dict.fromkeys(model for model, _ in lines))
+            methods = list(dict.fromkeys(method for _, method in lines))
+            for (_, model), members in groups.items():
+                for method, runs in members.items():
+                    values = {
+                        t: [r["tests"][name][error] for r in runs if name in r.get("tests", {})]
+                        for name, t in kelvin.items()
+                    }
+                    _curve(axes, values, models.index(model), None, shape=methods.index(method))
+            axes.set(xlabel="temperature of the test structures (K)", ylabel=LABELS[error])
+            axes.set_xticks(sorted(kelvin.values()))
+            figures.log_scale(axes.yaxis)
+        _legend(fig, {_shown(m): figures.colour(i) for i, m in enumerate(models)}, methods)
+        return figures.save(fig, path)
+
+
+def _curve(
+    axes: Axes,
+    values: Mapping[int, Sequence[float]],
+    number: int,
+    label: str | None,
+    shape: int | None = None,
+) -> None:
+    """Means of `values` with their intervals; those without any are left out."""
+    aside = 1 + 0.012 * number  # bars of several curves beside each other
+    have = {x * aside: y for x, y in sorted(values.items()) if y}
+    if have:
+        half = np.nan_to_num([half_interval(y) for y in have.values()])
+        axes.errorbar(
+            list(have),
+            [float(np.mean(y)) for y in have.values()],
+            yerr=half,
+            color=figures.colour(number),
+            marker=figures.marker(number if shape is None else shape),
+            linestyle="--" if shape is not None and shape == 0 else "-",
+            capsize=3,
+            label=label and _shown(label),
+        )
+
+
+def _bare(axes: Axes) -> None:
+    axes.grid(False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _shown(name: str) -> str:
+    """A name as words: `rmd17_aspirin_100` -> `rmd17 aspirin 100`."""
+    return name.replace("_", " ")
+
+
+def draw_all(results: Results, folder: Path) -> list[Path]:
+    """Every picture for which there are numbers, as `<recipe>_<picture>.png` in `folder`."""
+    from fairchem_piwsl.report.sensitivity_figure import sensitivity
+
+    pictures: dict[str, Callable[[Results, Path], Path | None]] = {
+        "heat_map": heat_map,
+        "cost": error_against_cost,
+        "learning_curves": learning_curves,
+        "sensitivity": sensitivity,
+        "temperatures": temperatures,
+    }
+    drawn = [draw(results, folder / f"{results['recipe']}_{name}.png") for name, draw in pictures.items()]
+    return [path for path in drawn if path is not None]

@@ -1,0 +1,232 @@
+"""Tables of a recipe's results as markdown, and their places in a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.report.results_file import (
+    ENERGY,
+    FORCES,
+    Run,
+    best_baseline,
+    by_seed,
+    changes,
+    families,
+    grouped,
+    is_longer,
+    product_of_errors,
+    size_families,
+)
+from fairchem_piwsl.report.statistics import Change, mean_and_spread
+from fairchem_piwsl.report.tables import markdown_table
+
+Results = Mapping[str, Any]
+E, F = "energy RMSE, kcal/mol", "forces RMSE, kcal/mol/Å"
+CHANGE = "change [95 %]"
+MARKED = re.compile(
+    r"(?P<start><!-- results: (?P<recipe>\S+) (?P<table>\S+)(?: (?P<pattern>\S+))? -->\n)"
+    r"(?P<body>.*?)(?P<end><!-- end of results -->)",
+    re.DOTALL,
+)
+
+
+def comparison(results: Results, pattern: str = "*") -> str:
+    """Every method with as many steps as the best baseline, and its changes against that."""
+    rows = []
+    for (data, model), methods in grouped(results, pattern).items():
+        for family in families(methods):
+            best = best_baseline(family)
+            for method, runs in family.items():
+                if not is_longer(runs):
+                    against = (None, None) if best in (None, method) else changes(runs, family[best])
+                    rows.append(
+                        [data, model, method, str(len(runs)), *_errors(runs, against), _seconds(runs)]
+                    )
+    return markdown_table(
+        ("data", "model", "method", "runs", E, CHANGE, F, CHANGE, "training, s"), rows, left=(0, 1, 2)
+    )
+
+
+def equal_time(results: Results, pattern: str = "*") -> str:
+    """`auto` against the best baseline that had more steps."""
+    return _auto_against(results, pattern, lambda methods: best_baseline(methods, longer=True))
+
+
+def hand_chosen(results: Results, pattern: str = "*") -> str:
+    """`auto` against the best of the runs that vary settings, by the product of energy and force error."""
+
+    def best(methods: Mapping[str, list[Run]]) -> str | None:
+        varied = [name for name, runs in methods.items() if runs[0]["settings"]]
+        return min(varied, key=lambda name: product_of_errors(methods[name]), default=None)
+
+    return _auto_against(results, pattern, best)
+
+
+def _auto_against(
+    results: Results, pattern: str, rival: Callable[[Mapping[str, list[Run]]], str | None]
+) -> str:
+    """Two rows for each data set and model: the rival, and `auto` with its changes against that."""
+    rows = []
+    for (data, model), methods in grouped(results, pattern).items():
+        name = rival(methods)
+        if name is not None and "auto" in methods:
+            before, runs = methods[name], methods["auto"]
+            rows.append([data, model, name, *_errors(before, (None, None)), _seconds(before)])
+            rows.append(["", "", "auto", *_errors(runs, changes(runs, before)), _seconds(runs)])
+    return markdown_table(
+        ("data", "model", "method", E, CHANGE, F, CHANGE, "training, s"), rows, left=(0, 1, 2)
+    )
+
+
+def further_tests(results: Results, pattern: str = "*") -> str:
+    """Energy and force errors on further test sets, a column each."""
+    names = list(dict.fromkeys(name for run in results["runs"] for name in run.get("tests", {})))
+    rows = [
+        [model, method, *(_test_errors(runs, name) for name in names)]
+        for (_, model), methods in grouped(results, pattern).items()
+        for method, runs in methods.items()
+    ]
+    return markdown_table(("model", "method", *(f"{name}: E, F" for name in names)), rows)
+
+
+def sizes(results: Results, pattern: str = "*") -> str:
+    """Errors against the size of the training set, a column each."""
+    found = {
+        name: m for name, m in size_families(results).items() if re.match(pattern.replace("*", ".*"), name)
+    }
+    counts = sorted({n for methods in found.values() for by_size in methods.values() for n in by_size})
+    rows = [
+        [data, title, method, *(_spread(by_size[n], error) if n in by_size else "" for n in counts)]
+        for data, methods in found.items()
+        for title, error in ((E, ENERGY), (F, FORCES))
+        for method, by_size in methods.items()
+    ]
+    return markdown_table(("data", "error", "method", *map(str, counts)), rows, left=(0, 1, 2))
+
+
+def grid(results: Results, pattern: str = "*") -> str:
+    """Energy and force errors of runs that vary several settings: the last one across, the others down."""
+    rows, columns = [], _values(results, -1)
+    for (data, _), methods in grouped(results, pattern).items():
+        lines: dict[tuple[str, ...], dict[float, Run]] = {}
+        for [run, *_] in methods.values():
+            if run["settings"]:
+                *keys, last = run["settings"].items()
+                lines.setdefault(tuple(f"{k} {v:g}" for k, v in keys), {})[last[1]] = run
+        for names, cells in lines.items():
+            rows.append([data, ", ".join(names), *(_pair(cells.get(value)) for value in columns)])
+    last_key = next((list(run["settings"])[-1] for run in results["runs"] if run["settings"]), "")
+    return markdown_table(("data", "settings", *(f"{last_key} {v:g}: E, F" for v in columns)), rows)
+
+
+def cost(results: Results, pattern: str = "*") -> str:
+    """Seconds of a training step and of a prediction, and dynamics in a day."""
+    rows = []
+    for (data, model), methods in grouped(results, pattern).items():
+        measured = next((run["cost"] for runs in methods.values() for run in runs if "cost" in run), None)
+        best = best_baseline(methods)
+        before = _step(methods[best]) if best is not None else None
+        auto = _step(methods["auto"]) if "auto" in methods else None
+        rows.append(
+            [
+                data,
+                model,
+                "" if before is None else f"{1000 * before:.0f}",
+                "" if before is None or auto is None else f"{auto / before:.2f}",
+                "" if measured is None else f"{1000 * measured['seconds']:.1f}",
+                "" if measured is None else f"{measured['ns_per_day']:.2g}",
+            ]
+        )
+    heads = ("baseline step, ms", "auto / baseline", "prediction, ms", "ns/day at 0.5 fs")
+    return markdown_table(("data", "model", *heads), rows)
+
+
+TABLES: dict[str, Callable[[Results, str], str]] = {
+    "comparison": comparison,
+    "equal_time": equal_time,
+    "hand_chosen": hand_chosen,
+    "tests": further_tests,
+    "sizes": sizes,
+    "grid": grid,
+    "cost": cost,
+}
+
+
+def fill(page: str, read: Callable[[str], Results]) -> str:
+    """A markdown page with each marked table written anew.
+
+    A table stands between `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`; TABLE is one of
+    `TABLES`, the shell pattern of `<data set>/<model>` may be left out.
+
+    Args:
+        page: its text.
+        read: the results of a recipe by its name.
+
+    Raises:
+        UserError: a table is not known, or a mark has no end.
+    """
+    if page.count("<!-- results: ") != sum(1 for _ in _marks(page)):
+        raise UserError(
+            "a mark '<!-- results: RECIPE TABLE -->' lacks its '<!-- end of results -->'; add it."
+        )
+
+    def written(mark: re.Match[str]) -> str:
+        if mark["table"] not in TABLES:
+            raise UserError(f"results: {mark['table']} is no table; choose one of {', '.join(TABLES)}.")
+        table = TABLES[mark["table"]](read(mark["recipe"]), mark["pattern"] or "*")
+        return f"{mark['start']}{table}{mark['end']}"
+
+    return MARKED.sub(written, page)
+
+
+def _marks(page: str) -> Iterator[re.Match[str]]:
+    """Marks of tables, each with its own end."""
+    return (mark for mark in MARKED.finditer(page) if "<!-- results: " not in mark["body"])
+
+
+def _errors(runs: Sequence[Run], against: tuple[Change | None, Change | None]) -> list[str]:
+    energy, forces = against
+    return [_spread(runs, ENERGY), _percent(energy), _spread(runs, FORCES), _percent(forces)]
+
+
+def _percent(change: Change | None) -> str:
+    """`−48.4 % [−52, −45]`."""
+    if change is None:
+        return ""
+    text = f"{100 * change.mean:+.1f} %"
+    if change.low is not None and change.high is not None:
+        text += f" [{100 * change.low:+.0f}, {100 * change.high:+.0f}]"
+    return text.replace("-", "−")
+
+
+def _spread(runs: Sequence[Run], error: str) -> str:
+    return mean_and_spread(list(by_seed(runs, error).values()), 2)
+
+
+def _seconds(runs: Sequence[Run]) -> str:
+    return f"{np.mean([run['train_seconds'] for run in runs]):.0f}"
+
+
+def _step(runs: Sequence[Run]) -> float:
+    """Seconds of a training step, validations included; the fastest run, since other work only adds to it."""
+    return min(run["train_seconds"] / run["steps"] for run in runs)
+
+
+def _test_errors(runs: Sequence[Run], name: str) -> str:
+    found = [run["tests"][name] for run in runs if name in run.get("tests", {})]
+    return ", ".join(mean_and_spread([e[key] for e in found], 1) for key in (ENERGY, FORCES)) if found else ""
+
+
+def _values(results: Results, position: int) -> list[float]:
+    """Values of the setting at a position among those that the runs vary."""
+    varied = [list(run["settings"].values()) for run in results["runs"] if run["settings"]]
+    return sorted({values[position] for values in varied})
+
+
+def _pair(run: Run | None) -> str:
+    return "" if run is None else f"{run['errors'][ENERGY]:.2f}, {run['errors'][FORCES]:.2f}"

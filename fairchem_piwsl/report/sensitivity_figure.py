@@ -1,0 +1,110 @@
+"""How errors depend on weight and displacement of PITC: a grid of runs, with the point that `auto` chose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from fairchem_piwsl.report import figures
+from fairchem_piwsl.report.results_file import ENERGY, FORCES, Run, grouped
+
+AXES = ("c_pitc", "eps_max")
+TITLES = {ENERGY: "energy RMSE, kcal/mol", FORCES: "forces RMSE, kcal/mol/Å"}
+
+
+def sensitivity(results: Mapping[str, Any], path: Path) -> Path | None:
+    """Heat maps of the errors over c_pitc and eps_max, for each data set, error and k; a star where `auto` ended.
+
+    None where no runs vary both settings.
+    """
+    found = {
+        data: runs
+        for (data, _), methods in grouped(results).items()
+        if (runs := [run for [run, *_] in methods.values() if set(AXES) <= run["settings"].keys()])
+    }
+    if not found:
+        return None
+    orders = sorted({run["settings"].get("k_2nd", 0.0) for runs in found.values() for run in runs})
+    with figures.figure(1 + 4.6 * 2 * len(orders), 0.8 + 3.3 * len(found)) as fig:
+        grid = fig.subplots(len(found), 2 * len(orders), squeeze=False)
+        for row, (data, runs) in zip(grid, found.items(), strict=True):
+            chosen = _chosen(results, data)
+            for number, error in enumerate((ENERGY, FORCES)):
+                values = [run["errors"][error] for run in runs]
+                lowest = min(values)
+                for column, k in enumerate(orders):
+                    members = [run for run in runs if run["settings"].get("k_2nd", 0.0) == k]
+                    axes = row[number * len(orders) + column]
+                    _panel(axes, members, error, (lowest, max(1.1 * lowest, float(np.quantile(values, 0.9)))))
+                    _mark(axes, members, chosen if k == orders[-1] else None)
+                    axes.set_title(f"{data.replace('_', ' ')}, k = {k:g}\n{TITLES[error]}")
+        return figures.save(fig, path)
+
+
+def _chosen(results: Mapping[str, Any], data: str) -> tuple[float, float] | None:
+    """Weight and displacement (Angstrom) that `auto` had at its end, in the mean over logarithms and seeds."""
+    decided = [run.get("decided", {}) for run in results["runs"] if run["data"] == data]
+    points = [
+        [one["weight_pitc"], one["eps_max"]] for one in decided if {"weight_pitc", "eps_max"} <= one.keys()
+    ]
+    if not points or not np.all(np.array(points) > 0):
+        return None
+    weight, eps = np.exp(np.log(points).mean(axis=0))
+    return float(weight), float(eps)
+
+
+def _panel(axes: Axes, runs: Sequence[Run], error: str, limits: tuple[float, float]) -> None:
+    weights, steps = _ticks(runs)
+    table = np.full((len(weights), len(steps)), np.nan)
+    for run in runs:
+        c, eps = (run["settings"][name] for name in AXES)
+        table[weights.index(c), steps.index(eps)] = run["errors"][error]
+    axes.imshow(table, cmap="cividis_r", vmin=limits[0], vmax=limits[1], aspect="auto", origin="lower")
+    middle = (limits[0] + limits[1]) / 2
+    for (i, j), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            best = value == np.nanmin(table)
+            axes.text(
+                j,
+                i,
+                f"{value:.2f}" if value < 100 else f"{value:.0f}",
+                ha="center",
+                va="center",
+                color="white" if value > middle else "black",
+                fontweight="bold" if best else "normal",
+            )
+    axes.set_xticks(range(len(steps)), [f"{s:g}" for s in steps])
+    axes.set_yticks(range(len(weights)), [f"{c:g}" for c in weights])
+    axes.set(xlabel="eps_max (Å)", ylabel="c_pitc")
+    axes.grid(False)
+
+
+def _ticks(runs: Sequence[Run]) -> tuple[list[float], list[float]]:
+    weights, steps = (sorted({run["settings"][name] for run in runs}) for name in AXES)
+    return weights, steps
+
+
+def _mark(axes: Axes, runs: Sequence[Run], chosen: tuple[float, float] | None) -> None:
+    """A star between the cells of the grid, whose settings are about evenly spaced in their logarithms."""
+    if chosen is None:
+        return
+    weights, steps = _ticks(runs)
+    y, x = (
+        float(np.clip(_position(value, ticks), -0.5, len(ticks) - 0.5))
+        for value, ticks in zip(chosen, (weights, steps), strict=True)
+    )
+    look: Any = {"markerfacecolor": "none", "markeredgecolor": figures.colour(1), "markeredgewidth": 1.8}
+    axes.plot(x, y, "*", markersize=24, clip_on=False, **look)
+
+
+def _position(value: float, ticks: Sequence[float]) -> float:
+    """Where `value` lies on an axis with rising `ticks` at 0, 1, 2, ...; beyond them as far as their mean spacing says."""
+    logs = np.log(ticks)
+    spacing = (logs[-1] - logs[0]) / max(len(logs) - 1, 1) or 1.0
+    x = np.log(value)
+    outside = min(x - logs[0], 0) + max(x - logs[-1], 0)
+    return float(np.interp(x, logs, np.arange(len(logs))) + outside / spacing)

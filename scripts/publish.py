@@ -1,0 +1,38 @@
+"""Write the tables of the documentation anew from docs/results/*.json.
+
+    python scripts/publish.py
+
+A table stands in a page between `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`: RECIPE is a file
+of docs/results, which `python scripts/paper.py RECIPE --publish` writes; TABLE is comparison, equal_time, hand_chosen,
+tests, sizes, grid or cost; PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
+"""
+
+from pathlib import Path
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import write_text
+from fairchem_piwsl.report.results_file import read_results
+from fairchem_piwsl.report.results_tables import fill
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = (*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md")
+
+
+def published(page: Path, docs: Path = DOCS) -> str:
+    """The text of a page with its tables as the results say."""
+    return fill(page.read_text(), lambda recipe: read_results(docs / "results" / f"{recipe}.json"))
+
+
+def main() -> None:
+    for page in PAGES:
+        text = published(page)
+        if text != page.read_text():
+            write_text(page, text)
+            print(page.relative_to(DOCS.parent))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"publish.py: {error}") from None

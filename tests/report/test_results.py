@@ -1,0 +1,179 @@
+"""Results of recipes: the best baseline, changes with intervals, tables in pages, pictures."""
+
+from __future__ import annotations
+
+import re
+
+import helpers_results
+import numpy as np
+import pytest
+from helpers_results import made_up_run, results
+from scipy import stats
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.report.results_figures import draw_all, pareto_front
+from fairchem_piwsl.report.results_file import best_baseline, families, grouped, read_results, size_families
+from fairchem_piwsl.report.results_tables import TABLES, fill
+from fairchem_piwsl.report.sensitivity_figure import _position
+from fairchem_piwsl.report.statistics import paired_change, paired_p
+
+PNG = b"\x89PNG"
+
+
+def test_change_is_of_means_and_its_interval_that_of_the_paired_difference():
+    before, values = {0: 6.0, 1: 5.0, 2: 7.0}, {2: 3.5, 0: 3.2, 1: 2.2, 5: 9.0}
+    change = paired_change(values, before)
+    difference = np.array([3.2 - 6, 2.2 - 5, 3.5 - 7])
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    assert change.mean == pytest.approx(difference.mean() / 6)
+    assert (change.low, change.high) == pytest.approx((low / 6, high / 6))
+    assert change.pairs == 3
+    assert change.p == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.3, 1.0, 3.0])
+def test_interval_excludes_zero_where_p_is_below_five_percent(shift):
+    before = dict(enumerate([5.0, 6.0, 7.5]))
+    values = {0: 5.0 - shift, 1: 6.2 - shift, 2: 7.1 - shift}
+    change = paired_change(values, before)
+    assert (change.low <= 0 <= change.high) == (paired_p(list(values.values()), list(before.values())) > 0.05)
+
+
+def test_one_seed_has_a_change_but_no_interval():
+    change = paired_change({0: 3.0}, {0: 6.0})
+    assert (change.mean, change.low, change.high, change.p) == (-0.5, None, None, None)
+    assert paired_change({0: 3.0}, {1: 6.0}) is None
+
+
+def test_best_baseline_has_the_smallest_product_of_errors():
+    # energies alone would choose baseline_100, forces alone baseline
+    runs = [
+        made_up_run("d", "m", "baseline", 0, 10.0, 5.0),
+        made_up_run("d", "m", "baseline_30", 0, 6.0, 5.5),
+        made_up_run("d", "m", "baseline_100", 0, 5.9, 7.0),
+        made_up_run("d", "m", "baseline_longer", 0, 1.0, 1.0, length=1.35),
+        made_up_run("d", "m", "auto", 0, 0.1, 0.1),
+    ]
+    methods = grouped(results(runs))["d", "m"]
+    assert best_baseline(methods) == "baseline_30"
+    assert best_baseline(methods, longer=True) == "baseline_longer"
+    assert best_baseline({"auto": methods["auto"]}) is None
+
+
+def test_methods_without_force_labels_are_compared_among_themselves():
+    methods = grouped(helpers_results.comparison())["rmd17_aspirin_100", "painn"]
+    with_labels, without = families(methods)
+    assert set(without) == {"energies_only_baseline", "energies_only_auto"}
+    assert best_baseline(without) == "energies_only_baseline"
+    assert not set(without) & set(with_labels)
+
+
+def test_comparison_table_holds_what_the_runs_say():
+    runs = [made_up_run("d", "m", "baseline", seed, 6.0 + seed, 4.0) for seed in range(3)]
+    runs += [made_up_run("d", "m", "auto", seed, 3.0 + 0.5 * seed, 4.2) for seed in range(3)]
+    rows = TABLES["comparison"](results(runs), "*").splitlines()[2:]
+    assert rows[0] == "| d | m | baseline | 3 | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  | 120 |"
+    assert rows[1].startswith("| d | m | auto | 3 | 3.50 ± 0.50 | −50.0 % [−68, −32] | 4.20 ± 0.00 | +5.0 % ")
+
+
+def test_equal_time_table_compares_with_the_longer_baseline_only():
+    table = TABLES["equal_time"](helpers_results.comparison(), "rmd17*/painn")
+    methods = [line.split(" | ")[2] for line in table.splitlines()[2:]]
+    assert methods == ["baseline_longer", "auto"]
+
+
+def test_hand_chosen_table_names_the_best_setting():
+    table = TABLES["hand_chosen"](helpers_results.grid(), "rmd17*")
+    best, auto = table.splitlines()[2:]
+    assert best.startswith("| rmd17_aspirin_100 | painn | pitc_0.5_5_0.1 | 2.81 |")
+    assert auto.startswith("|  |  | auto | 2.90 | +3.1 % | 4.10 |")
+
+
+def test_learning_curves_join_the_sizes_of_a_data_set():
+    found = size_families(helpers_results.learning_curve())
+    assert set(found) == {"rmd17_aspirin", "small_molecules"}
+    assert list(found["rmd17_aspirin"]["auto"]) == [50, 100, 200, 400, 900]
+    assert size_families(helpers_results.extrapolation()) == {}
+
+
+def test_grid_table_has_the_last_setting_across():
+    runs = [
+        made_up_run("d", "m", f"p{c}{e}", 0, 10 * c + e, 1.0, settings={"c_pitc": c, "eps_max": e})
+        for c in (1, 2)
+        for e in (0.1, 0.2)
+    ]
+    lines = TABLES["grid"](results(runs), "*").splitlines()
+    assert lines[0] == "| data | settings | eps_max 0.1: E, F | eps_max 0.2: E, F |"
+    assert lines[3] == "| d | c_pitc 2 | 20.10, 1.00 | 20.20, 1.00 |"
+
+
+@pytest.mark.parametrize("name", ["comparison", "learning_curve", "grid", "extrapolation"])
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_can_be_made_of_any_results(name, table):
+    lines = TABLES[table](getattr(helpers_results, name)(), "*").splitlines()
+    columns = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+    assert len(columns) == 1
+
+
+def test_a_page_is_filled_between_its_marks_only():
+    content = helpers_results.comparison()
+    mark = "<!-- results: made_up comparison tio2_100/* -->\n"
+    page = f"before\n\n{mark}old\n<!-- end of results -->\nafter\n"
+    filled = fill(page, {"made_up": content}.__getitem__)
+    table = TABLES["comparison"](content, "tio2_100/*")
+    assert filled == f"before\n\n{mark}{table}<!-- end of results -->\nafter\n"
+    assert "aspirin" not in filled
+    assert "tio2_100 | painn | auto" in filled
+    assert fill(filled, {"made_up": content}.__getitem__) == filled
+    assert fill("no marks", {}.__getitem__) == "no marks"
+
+
+def test_mistakes_in_a_page_are_sentences(tmp_path):
+    with pytest.raises(UserError, match="lacks its"):
+        fill("<!-- results: a comparison -->\n", lambda recipe: {})
+    twice = "<!-- results: a comparison -->\n<!-- results: a comparison -->\n<!-- end of results -->"
+    with pytest.raises(UserError, match="lacks its"):
+        fill(twice, lambda recipe: {})
+    with pytest.raises(UserError, match="heat is no table; choose one of comparison"):
+        fill("<!-- results: a heat -->\n<!-- end of results -->", lambda recipe: {})
+    with pytest.raises(UserError, match=r"map\.json does not exist.*paper\.py map --publish"):
+        read_results(tmp_path / "map.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(UserError, match="no file of results"):
+        read_results(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [
+        ("comparison", {"heat_map", "cost"}),
+        ("learning_curve", {"heat_map", "learning_curves"}),
+        ("grid", {"sensitivity"}),
+        ("extrapolation", {"heat_map", "cost", "temperatures"}),
+    ],
+)
+def test_pictures_are_drawn_where_there_are_numbers(name, pictures, tmp_path):
+    drawn = draw_all(getattr(helpers_results, name)(), tmp_path)
+    assert {path.stem.removeprefix("made_up_") for path in drawn} == pictures
+    assert all(path.read_bytes().startswith(PNG) for path in drawn)
+
+
+def test_few_finished_runs_are_no_error(tmp_path):
+    one = results([made_up_run("d", "m", "baseline", 0, 1.0, 1.0)])
+    assert draw_all(one, tmp_path) == []
+    assert draw_all(results([]), tmp_path) == []
+
+
+def test_pareto_front_is_what_no_other_point_beats():
+    rng = np.random.default_rng(0)
+    points = [(float(x), float(y)) for x, y in rng.random((50, 2))]
+    best = [p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)]
+    assert pareto_front(points) == sorted(best)
+    assert pareto_front([(1.0, 2.0), (1.0, 1.0), (2.0, 1.0)]) == [(1.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "place"), [(1, 0), (10, 1), (1000, 2), (100, 1.5), (0.1, -2 / 3), (1e4, 8 / 3)]
+)
+def test_position_on_an_axis_follows_the_logarithm(value, place):
+    assert _position(value, [1, 10, 1000]) == pytest.approx(place)

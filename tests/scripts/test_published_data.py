@@ -1,0 +1,54 @@
+"""scripts/published_data.py: which published structures train, validate and test."""
+
+from __future__ import annotations
+
+import numpy as np
+import published_data
+import pytest
+from ase.io import write
+from conftest import labelled_molecules
+
+from fairchem_piwsl.datasets.read import read_labelled
+from fairchem_piwsl.errors import UserError
+
+
+def test_small_molecules_are_nested_and_apart_from_validation(tmp_path):
+    structures = labelled_molecules(40)
+    write(tmp_path / "small_mols_train_eV.extxyz", structures)
+    write(tmp_path / "small_mols_test_eV.extxyz", labelled_molecules(3, seed=1))
+    places = {}
+    for train in published_data.SMALL_MOLECULES:
+        published_data.small_molecules(tmp_path, train, tmp_path / str(train))
+        for split in ("train", "val", "test"):
+            found = read_labelled(tmp_path / str(train) / split / "data.lmdb")
+            places[train, split] = [where(structures, one.energy) for one in found]
+    for smaller, larger in ((50, 100), (100, 200), (200, 400), (400, 900)):
+        assert set(places[smaller, "train"]) < set(places[larger, "train"])
+    sizes = [len(places[train, "train"]) for train in published_data.SMALL_MOLECULES]
+    assert sizes == [2, 4, 8, 16, 36]  # of 40 as 50, 100, ... of 1,000
+    assert places[900, "val"] == places[50, "val"] == [9, 19, 29, 39]
+    assert not set(places[900, "train"]) & set(places[900, "val"])
+    assert places[100, "test"] == [None] * 3
+
+
+def where(structures, energy):
+    """Index of the structure with this energy."""
+    near = [
+        i for i, atoms in enumerate(structures) if np.isclose(atoms.get_potential_energy(), energy, atol=1e-5)
+    ]
+    return near[0] if near else None
+
+
+def test_every_data_set_of_the_recipes_has_a_job(tmp_path):
+    from recipes.recipe_file import read_recipe
+
+    used = set()
+    for name in ("self_tuning", "hand_chosen", "map", "learning_curve", "sensitivity", "extrapolation"):
+        recipe = read_recipe(published_data.ROOT / "scripts" / "paper" / f"{name}.yml")
+        used |= {data for block in recipe.runs for data in block.data}
+    assert used <= set(published_data.jobs(tmp_path, tmp_path))
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"no file rmd17_aspirin_train_01\.npz: give the folder"):
+        published_data.rmd17(tmp_path, "aspirin", 50, tmp_path / "out")
