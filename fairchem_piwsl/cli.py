@@ -22,6 +22,9 @@ from fairchem_piwsl.upstream import installed_version, require_version_1
 #: a mistake in the options; typer brings a click of its own, whose names it does not export
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
+#: commands that work with fairchem 1.10 and with fairchem 2
+WITH_FAIRCHEM_2 = ("prepare", "evaluate", "consistency", "profile", "md", "report")
+
 app = typer.Typer(
     name="piwsl",
     help="Train interatomic potentials when labels are scarce.",
@@ -39,7 +42,7 @@ def _root(
     ] = False,
 ) -> None:
     """Options of all commands."""
-    if installed_version().startswith("2.") and context.invoked_subcommand != "report":
+    if installed_version().startswith("2.") and context.invoked_subcommand not in WITH_FAIRCHEM_2:
         require_version_1(f"piwsl {context.invoked_subcommand}")
     if trust_checkpoint:
         from fairchem_piwsl.training.checkpoint_files import trust

@@ -15,6 +15,8 @@ from ase.geometry import wrap_positions
 BOX = 30.0
 #: a cell direction with an empty gap of this width separates molecules, Angstrom
 VACUUM = 8.0
+#: names in `info` of what a model of fairchem 2 may know beside the atoms: total charge in e, spin multiplicity
+STATES = ("charge", "spin")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ase.io import iread
 from ase.io.formats import open_with_compression
 from ase.io.trajectory import Trajectory
 
+from fairchem_piwsl.datasets import ase_lmdb
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.units import ENERGY_UNITS, energy_unit
 
@@ -39,6 +40,7 @@ def reader_for(file_type: str) -> FrameReader:
         "db": DatabaseReader(),
         "json": DatabaseReader(),
         "xsf": XsfReader(),
+        "aselmdb": AseLmdbReader(),
     }
     return special.get(file_type, AnyReader())
 
@@ -128,6 +130,21 @@ class DatabaseReader:
             with broken(path, frame):
                 atoms = database.get_atoms(id=ids[frame], add_additional_information=True)
             yield atoms
+
+
+class AseLmdbReader:
+    """ASE databases in LMDB files; a frame is a row, in order of its id."""
+
+    def count(self, path: Path) -> int:
+        with broken(path), ase_lmdb.opened(path) as rows:
+            return len(rows)
+
+    def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]:
+        with broken(path), ase_lmdb.opened(path) as rows:
+            for frame in frames:
+                with broken(path, frame):
+                    atoms = rows[frame]
+                yield atoms
 
 
 class AnyReader:

@@ -9,7 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.structures import Labelled, no_forces
+from fairchem_piwsl.structures import STATES, Labelled, no_forces
 from fairchem_piwsl.units import ENERGY_UNITS, LENGTH_UNITS, force_in_ev_per_angstrom
 
 
@@ -33,7 +33,8 @@ class LabelOptions:
 def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
     """Atoms with labels in the units of `options` -> eV, eV/Angstrom and Angstrom.
 
-    Forces are the raw ones, not projected on constraints, as upstream takes them.
+    Forces are the raw ones, not projected on constraints, as upstream takes them. Charge and spin, where the file
+    has them, are in `info`.
     """
     length = LENGTH_UNITS[options.length_units]
     energy = _find(atoms, options.energy_key or "energy")
@@ -46,6 +47,10 @@ def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
         forces = _vectors(forces, len(atoms), source) * force_in_ev_per_angstrom(options.of_forces)
     bare = atoms.copy()
     bare.calc = None
+    for name in STATES:
+        value = _find_in([atoms.info, *_inner(atoms)], name)
+        if value is not None:
+            bare.info[name] = value
     if length != 1:
         bare.set_cell(bare.cell.array * length)
         bare.positions *= length
@@ -54,10 +59,16 @@ def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
 
 def _find(atoms: Atoms, key: str) -> Any:
     """The value under `key`: from the file's own fields first, then from its calculator results."""
-    places: list[dict[str, Any]] = [atoms.info, atoms.arrays]
-    places += [atoms.info[k] for k in ("key_value_pairs", "data") if isinstance(atoms.info.get(k), dict)]
-    if atoms.calc is not None:
-        places.append(getattr(atoms.calc, "results", {}))
+    results = getattr(atoms.calc, "results", {})
+    return _find_in([atoms.info, atoms.arrays, *_inner(atoms), results], key)
+
+
+def _inner(atoms: Atoms) -> list[dict[str, Any]]:
+    """Where an ASE database keeps what is no property of a calculator."""
+    return [atoms.info[k] for k in ("key_value_pairs", "data") if isinstance(atoms.info.get(k), dict)]
+
+
+def _find_in(places: list[dict[str, Any]], key: str) -> Any:
     return next((place[key] for place in places if place.get(key) is not None), None)
 
 

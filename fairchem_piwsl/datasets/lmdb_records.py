@@ -39,6 +39,11 @@ def _structure(path: Path, key: int, value: bytes | None) -> Labelled:
         data = unpickle(value)
         # Objects pickled by PyG 1.x keep their tensors in __dict__ rather than in a store.
         return _labelled(data.__dict__ if "_store" not in data.__dict__ else data.to_dict(), f"{path}:{key}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path}: its records can be read only where {error.name} is installed, as with fairchem-core 1.10.0; give "
+            "an .aselmdb file, or one that ASE reads."
+        ) from None
     except (AttributeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{path}: structure {key} is no PyG record with pos and atomic_numbers ({error}); prepare the data "

@@ -21,7 +21,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder
 
 SUMMARY = "summary.json"
-_IN_SPLIT = ("data.lmdb", "data.lmdb-lock", "metadata.npz")
+_IN_SPLIT = ("data.lmdb", "data.lmdb-lock", "data.aselmdb", "data.aselmdb-lock", "metadata.npz")
 #: every file that `prepare` writes (or LMDB beside it); a folder with anything else in it is never replaced
 OWN_FILES = {
     "element_references.npz",

@@ -1,4 +1,4 @@
-"""`piwsl prepare`: any file that ASE reads to train, val and test LMDBs for fairchem."""
+"""`piwsl prepare`: any file that ASE reads to train, val and test sets for fairchem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from rich.progress import Progress
 
 from fairchem_piwsl.datasets import checks, element_references, summary
 from fairchem_piwsl.datasets.ase_labels import LabelOptions
-from fairchem_piwsl.datasets.lmdb_writer import LmdbWriter, call_all_periodic
+from fairchem_piwsl.datasets.formats import Format, format_of, rounding_notes
+from fairchem_piwsl.datasets.lmdb_writer import call_all_periodic
 from fairchem_piwsl.datasets.outputs import SUMMARY, check_free, finished, whole_folder
 from fairchem_piwsl.datasets.readers import Source, open_sources
 from fairchem_piwsl.datasets.records import Records
@@ -38,6 +39,7 @@ HASHED = 100_000_000
 class WriteOptions:
     """How strictly a data set is checked, and how it is written."""
 
+    format: str = "lmdb"  # a name of `formats.FORMATS`
     labels: LabelOptions = field(default_factory=LabelOptions)  # of the files, for messages
     references: Mapping[int, float] = field(default_factory=dict)  # energies of free atoms, eV; empty: fitted
     need_energy: bool = True
@@ -61,6 +63,7 @@ class Plan:
 def prepare(
     files: Sequence[str | Path] = (),
     out: str | Path = "data",
+    format: str = "lmdb",
     train: int | None = None,
     val: int | None = None,
     test: int | None = None,
@@ -83,11 +86,12 @@ def prepare(
     reuse: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Convert files to `out/{train,val,test}/data.lmdb` in eV and eV/Angstrom; returns the summary.
+    """Convert files to `out/{train,val,test}/data.lmdb` or `.aselmdb` in eV, eV/Angstrom; returns the summary.
 
     Args:
         files: names or globs of files to draw the splits from, each may end in ASE's `@slice`.
         out: new folder.
+        format: `lmdb` for fairchem 1.10, `aselmdb` for fairchem 2.
         train, val, test: structures in each split. Left out, drawn splits get all the rest, 100 and 1000.
             A split with files of its own takes the first so many of them, or all.
         seed: of the draw. The test set does not depend on the other sizes, and larger training sets contain
@@ -129,6 +133,7 @@ def prepare(
     }
     references = open_sources(reference_files, labels)
     options = WriteOptions(
+        format=format,
         labels=labels,
         references=free_atoms(references),
         need_energy=not allow_missing,
@@ -165,6 +170,9 @@ def write_dataset(
         out: output folder.
         options: checks and output.
     """
+    written = format_of(options.format)
+    if options.format != "lmdb":
+        arguments = arguments | {"format": options.format}
     identity = _identity(arguments, sources)
     done = finished(out)
     if options.reuse and not options.overwrite and done is not None and done.get("identity") == identity:
@@ -174,12 +182,14 @@ def write_dataset(
     check_free(out, options.overwrite)
     plan = make_plan()
     with whole_folder(out) as folder:
-        records = _write_splits(plan, folder, options)
+        records = _write_splits(plan, folder, written, options)
         duplicates = checks.check_duplicates(records, options.allow_duplicates)
         doubts, notes = check_units(records, options.labels, options.trust_units)
         plan.notes.extend(notes)
         warnings = [*duplicates, *doubts, *checks.report(records)]
-        if len(np.unique(np.concatenate([r.pbc for r in records.values()]), axis=0)) > 1:
+        plan.notes.extend(rounding_notes(options.format, _largest_energy(records)))
+        mixed = len(np.unique(np.concatenate([r.pbc for r in records.values()]), axis=0)) > 1
+        if mixed and not written.mixes_boundaries:
             warnings.append(
                 "Periodic and other structures are mixed; all are marked periodic, molecules in a large cell."
             )
@@ -187,9 +197,11 @@ def write_dataset(
                 call_all_periodic(folder / name / "data.lmdb")
         result = _write_rest(records, folder, out, plan, warnings, options.references)
         result["identity"] = identity
+        result["format"] = options.format
+        (folder / "dataset.yml").write_text(written.lines(out, result), encoding="utf-8")
         (folder / SUMMARY).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if not options.quiet:
-        summary.show(result, out)
+        summary.show(result, written.hint.format(file=out / "dataset.yml"), written.pasted(out, result))
     return result
 
 
@@ -239,14 +251,19 @@ def _first(sources: list[Source], size: int | None, name: str) -> np.ndarray:
     return np.arange(total if size is None else size)
 
 
-def _write_splits(plan: Plan, folder: Path, options: WriteOptions) -> dict[str, Records]:
+def _largest_energy(records: Mapping[str, Records]) -> float:
+    known = [np.abs(r.energy[np.isfinite(r.energy)]) for r in records.values()]
+    return float(np.concatenate([[0.0], *known]).max())
+
+
+def _write_splits(plan: Plan, folder: Path, written: Format, options: WriteOptions) -> dict[str, Records]:
     records = {name: Records(len(chosen)) for name, (_, chosen) in plan.parts.items()}
     total = sum(len(r) for r in records.values())
     hidden = options.quiet or not sys.stderr.isatty()
     with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task("Converting", total=total)
         for name, (sources, chosen) in plan.parts.items():
-            with LmdbWriter(folder / name) as writer:
+            with written.writer(folder / name) as writer:
                 for key, structure in in_file_order(sources, chosen):
                     checks.check_structure(structure)
                     checks.check_labels(structure, options.need_energy, options.need_forces)
@@ -280,7 +297,7 @@ def _write_rest(
     warnings: list[str],
     free_atom_energies: Mapping[int, float],
 ) -> dict[str, Any]:
-    """Element references, normalisers and config block; returns the summary."""
+    """Element references and normalisers; returns the summary."""
     train = records["train"]
     refs = element_references.fit_references(train.composition, train.energy)
     elements = np.flatnonzero(train.composition.any(axis=0))
@@ -293,8 +310,6 @@ def _write_rest(
         folder / "energy_normalizer.npz", np.nan if spread is None else spread
     )
     element_references.write_normalizer(folder / "forces_normalizer.npz", train.force_rms)
-    block = summary.dataset_block(out, list(records))
-    (folder / "dataset.yml").write_text(summary.as_yaml(block), encoding="utf-8")
     return {
         "out": str(out),
         "units": {"energy": "eV", "forces": "eV/Angstrom", "positions": "Angstrom"},

@@ -26,6 +26,9 @@ def prepare_command(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="New folder for the data set.", show_default=False)] = ...,  # type: ignore[assignment]
+    format: Annotated[
+        str, typer.Option("--format", help="lmdb for fairchem 1.10, aselmdb for fairchem 2.")
+    ] = "lmdb",
     train: Annotated[int | None, typer.Option(help="Training structures (default: all the rest).")] = None,
     val: Annotated[int | None, typer.Option(help="Validation structures (default: 100).")] = None,
     test: Annotated[int | None, typer.Option(help="Test structures (default: 1000).")] = None,
@@ -69,7 +72,7 @@ def prepare_command(
         bool, typer.Option("--overwrite", help="Replace the data set in --out, if this command wrote it.")
     ] = False,
 ) -> None:
-    """Turn labelled structures into train, val and test LMDBs for fairchem, in eV and eV/Angstrom.
+    """Turn labelled structures into train, val and test sets for fairchem, in eV and eV/Angstrom.
 
     Two forms: `piwsl prepare FILE... --out DIR` for files of your own, and
     `piwsl prepare ani1x|rmd17|md22|md17_ccsd_t|tio2|lmnto PATH... --out DIR` for the paper's data sets with the
@@ -95,7 +98,7 @@ def prepare_command(
     published = {"--molecule": molecule, "--level": level, "--published-split": published_split}
     common: dict[str, Any] = {
         **{"out": out, "train": train, "val": val, "test": test, "seed": seed},
-        **{"trust_units": trust_units, "overwrite": overwrite},
+        **{"format": format, "trust_units": trust_units, "overwrite": overwrite},
     }
     if files and files[0] in NAMES:
         _refuse(own, f"{files[0]} is read as published")

@@ -16,7 +16,7 @@ from fairchem_piwsl.structures import Labelled
 
 
 def read_labelled(path: str | Path, limit: int | None = None) -> list[Labelled]:
-    """Read an LMDB data set (file, or folder of `*.lmdb`), an npz of rMD17 or sGDML, or any file that ASE reads.
+    """Read an LMDB data set (file, or folder of `*.lmdb` or `*.aselmdb`), an npz of rMD17 or sGDML, or what ASE reads.
 
     Energies become eV and forces eV/Angstrom: LMDBs hold them, npz files say their unit (else it is kcal/mol),
     in other files that is what is expected. Labels that are missing become NaN. The name may end in ASE's
@@ -28,7 +28,11 @@ def read_labelled(path: str | Path, limit: int | None = None) -> list[Labelled]:
         raise UserError(
             f"{file}: there is no such data set; give the path of an LMDB file or of an extxyz file."
         )
-    if file.is_dir() or file.suffix == ".lmdb":
+    databases = sorted(file.glob("*.aselmdb")) if file.is_dir() else []
+    if databases:
+        found = [AseSource(path, slice(None), LabelOptions()) for path in databases]
+        structures = [item for one in found for item in one.read(range(one.count()))][frames][:limit]
+    elif file.is_dir() or file.suffix == ".lmdb":
         last = limit if frames == slice(None) else None
         structures = _read_lmdbs(file, last)[frames][:limit]
     else:
@@ -59,7 +63,9 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
 def _read_lmdbs(path: Path, limit: int | None) -> list[Labelled]:
     files = sorted(path.glob("*.lmdb")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{path}: this folder holds no *.lmdb file; give the path of a data set.")
+        raise UserError(
+            f"{path}: this folder holds no *.lmdb or *.aselmdb file; give the path of a data set."
+        )
     structures: list[Labelled] = []
     for file in files:
         structures += read_lmdb(file, None if limit is None else limit - len(structures))

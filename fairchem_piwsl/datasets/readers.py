@@ -120,6 +120,8 @@ def _published(path: Path) -> str:
 
 
 def _file_type(path: Path) -> str:
+    if path.suffix == ".aselmdb":  # which ASE does not tell by its contents
+        return "aselmdb"
     with contextlib.suppress(UnknownFileTypeError):
         name = filetype(str(path), read=True)
         if name in ioformats:

@@ -131,8 +131,8 @@ def _shown(value: float | None, style: str) -> str:
     return "-" if value is None else format(value, style)
 
 
-def show(summary: dict[str, Any], out: Path) -> None:
-    """Print table, warnings and config lines."""
+def show(summary: dict[str, Any], hint: str, lines: str) -> None:
+    """Print table, warnings, and config lines with a hint on their use."""
     console = Console()
     console.print(table(summary))
     references = ", ".join(
@@ -143,5 +143,5 @@ def show(summary: dict[str, Any], out: Path) -> None:
         console.print(f"[cyan]note:[/] {escape(note)}", soft_wrap=True)
     for warning in summary["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
-    print(f"\nPaste into a config (or write `includes: [{out / 'dataset.yml'}]` for the dataset block):\n")
-    print(config_lines(out, [name for name, d in summary["splits"].items() if d["structures"]]))
+    print(f"\n{hint}\n")
+    print(lines)

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import h5py
 import numpy as np
 from ase import Atoms, units
 
 from fairchem_piwsl.datasets.ase_files import broken
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled, no_forces
+
+
+def _hdf5(path: Path) -> Any:
+    """The open file; the library comes with fairchem 1.10's dependencies only."""
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"{path}: reading HDF5 needs the package h5py; run `pip install h5py`.") from None
+    return h5py.File(path, "r")
 
 
 class Ani1xSource:
@@ -28,7 +37,7 @@ class Ani1xSource:
     def _groups(self) -> dict[str, np.ndarray]:
         """Group name -> indices of the structures with labels."""
         found: dict[str, np.ndarray] = {}
-        with broken(self.path), h5py.File(self.path, "r") as file:
+        with broken(self.path), _hdf5(self.path) as file:
             levels = sorted(
                 {key.rsplit(".", 1)[0] for group in file.values() for key in group if ".energy" in key}
             )
@@ -44,21 +53,21 @@ class Ani1xSource:
                 found[name] = np.flatnonzero(labelled)
         return found
 
-    def has_forces_in(self, group: h5py.Group) -> bool:
+    def has_forces_in(self, group: Any) -> bool:
         """Whether this level has forces in a group."""
         return f"{self.level}.forces" in group
 
     @cached_property
     def has_forces(self) -> bool:
         """Whether this level has forces wherever it has energies."""
-        with broken(self.path), h5py.File(self.path, "r") as file:
+        with broken(self.path), _hdf5(self.path) as file:
             with_energy = [group for group in file.values() if f"{self.level}.energy" in group]
             return all(self.has_forces_in(group) for group in with_energy)
 
     @cached_property
     def unlabelled(self) -> int:
         """Structures of the file without labels of this level."""
-        with broken(self.path), h5py.File(self.path, "r") as file:
+        with broken(self.path), _hdf5(self.path) as file:
             return sum(len(group["coordinates"]) for group in file.values()) - self.count()
 
     def count(self) -> int:
@@ -67,14 +76,14 @@ class Ani1xSource:
     def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
         wanted = np.asarray(indices)
         start = 0
-        with h5py.File(self.path, "r") as file:
+        with _hdf5(self.path) as file:
             for name, labelled in self._groups.items():
                 here = wanted[(wanted >= start) & (wanted < start + len(labelled))] - start
                 start += len(labelled)
                 if len(here):
                     yield from self._read_group(file[name], name, labelled[here])
 
-    def _read_group(self, group: h5py.Group, name: str, rows: np.ndarray) -> Iterator[Labelled]:
+    def _read_group(self, group: Any, name: str, rows: np.ndarray) -> Iterator[Labelled]:
         with broken(self.path):
             numbers = group["atomic_numbers"][()].astype(int)
             positions = group["coordinates"][rows].astype(float)

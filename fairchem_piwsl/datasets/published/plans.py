@@ -33,6 +33,7 @@ def prepare_published(
     name: str,
     paths: Sequence[str | Path],
     out: str | Path,
+    format: str = "lmdb",
     train: int | None = None,
     val: int | None = None,
     test: int | None = None,
@@ -44,7 +45,7 @@ def prepare_published(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Convert a published data set to `out/{train,val,test}/data.lmdb`; returns the summary.
+    """Convert a published data set to `out/{train,val,test}/data.lmdb` or `.aselmdb`; returns the summary.
 
     Where the files hold fewer structures than the paper's split asks for, the summary's `notes` say what was
     done. A second call with the same arguments and files does nothing.
@@ -53,6 +54,7 @@ def prepare_published(
         name: one of `NAMES`.
         paths: files, folders or globs as published.
         out: new folder.
+        format: `lmdb` for fairchem 1.10, `aselmdb` for fairchem 2.
         train, val, test: structures; left out, the paper's sizes (the largest training set that fits).
         seed: of the shuffle. The test set is the same for every training size.
         molecule: which molecule, if the files hold several.
@@ -77,6 +79,7 @@ def prepare_published(
     sources, make_plan = _open(request, _expand(paths))
     arguments = {**vars(request), "paths": [str(p) for p in paths]}
     options = WriteOptions(
+        format=format,
         need_forces=not (isinstance(sources[0], Ani1xSource) and not sources[0].has_forces),
         allow_duplicates=True,  # published as they are: reported, not refused
         trust_units=trust_units,
