@@ -160,6 +160,11 @@ def optional(kind: AnyKind) -> AnyKind:
     return Nullable(kind)
 
 
+def named(kind: AnyKind, names: str) -> dict[str, AnyKind]:
+    """Settings of one kind; their names with spaces between."""
+    return dict.fromkeys(names.split(), kind)
+
+
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """The end of a sentence on an unknown name: the known one that resembles it, or all."""
     names = list(known)

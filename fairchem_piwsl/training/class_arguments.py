@@ -19,6 +19,7 @@ from fairchem_piwsl.kinds import (
     Either,
     Items,
     Kind,
+    named,
     number,
     one_of,
     optional,
@@ -38,11 +39,8 @@ def _subclasses(module: Any, base: type, unusable: Iterable[str]) -> dict[str, t
 #: LBFGS needs a closure, SparseAdam sparse gradients
 OPTIMIZERS = _subclasses(torch.optim, torch.optim.Optimizer, ("LBFGS", "SparseAdam"))
 #: what is left out is made of other schedulers or of functions
-SCHEDULERS = _subclasses(
-    lr_scheduler,
-    lr_scheduler.LRScheduler,
-    ("LRScheduler", "SequentialLR", "ChainedScheduler", "MultiplicativeLR"),
-)
+_NO_SCHEDULERS = ("LRScheduler", "SequentialLR", "ChainedScheduler", "MultiplicativeLR")
+SCHEDULERS = _subclasses(lr_scheduler, lr_scheduler.LRScheduler, _NO_SCHEDULERS)
 
 #: sizes of a model, and other arguments whose name says more than their type
 SIZES = re.compile(
@@ -50,24 +48,16 @@ SIZES = re.compile(
     r"functions|radial|spherical|samples|basis|bessel|size)|emb_size_.*|max_num_.*"
 )
 ARGUMENTS: dict[str, AnyKind] = {
-    "T_max": whole(1),
-    "T_0": whole(1),
-    "T_mult": whole(1),
-    "step_size": whole(1),
+    **named(whole(1), "T_max T_0 T_mult step_size total_iters"),
+    **named(whole(0), "patience cooldown"),
+    **named(number(low=0), "eta_min weight_decay eps momentum"),
     "total_steps": optional(whole(1)),
-    "total_iters": whole(1),
     "gamma": number(above=0),
     "factor": number(above=0, below=1),
-    "patience": whole(0),
-    "cooldown": whole(0),
-    "eta_min": number(low=0),
     "min_lr": Either((Items(number(low=0)), number(low=0))),
     "milestones": Items(whole(1)),
     "mode": one_of(("min", "max", "triangular", "triangular2", "exp_range")),
-    "weight_decay": number(low=0),
-    "eps": number(low=0),
     "betas": Items(number(low=0, below=1)),
-    "momentum": number(low=0),
 }
 FROM_ANNOTATION = {"bool": FLAG, "int": whole(), "float": number()}
 
@@ -76,14 +66,10 @@ def of_signature(function: Callable[..., Any], leave_out: Iterable[str] = (), **
     """The keyword arguments of a class or function as a block."""
     parameters = inspect.signature(function).parameters
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    named = {
-        name: p
-        for name, p in parameters.items()
-        if name not in (*leave_out, "self") and p.kind not in variable
-    }
+    own = [p for p in parameters.values() if p.name not in (*leave_out, "self") and p.kind not in variable]
     return Block(
-        {**{name: _kind(parameter) for name, parameter in named.items()}, **more},
-        required=[name for name, parameter in named.items() if parameter.default is parameter.empty],
+        {**{parameter.name: _kind(parameter) for parameter in own}, **more},
+        required=[parameter.name for parameter in own if parameter.default is parameter.empty],
         others=ANYTHING if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else None,
     )
 
@@ -114,6 +100,6 @@ def registered(what: str, mapping: str, hidden: str = "$^") -> Kind:
         except Exception:  # whatever the import of a module raises
             return False
 
-    known = [name for name in registry.mapping[mapping] if not re.search(hidden, name)]
     every = registry.mapping[mapping]
+    known = [name for name in every if not re.search(hidden, name)]
     return one_of(known, f"the name of a {what}", also=lambda value: value in every or by_path(value))

@@ -27,6 +27,7 @@ from fairchem_piwsl.kinds import (
     Either,
     Items,
     Kind,
+    named,
     number,
     one_of,
     optional,
@@ -70,36 +71,28 @@ def layout(config: Mapping[str, Any]) -> Block:
 
 #: put there by main.py, by a sweep, or by upstream
 COMMAND_LINE: dict[str, AnyKind] = {
-    "mode": TEXT,
+    **named(TEXT, "mode run_dir distributed_backend init_method"),
+    **named(FLAG, "amp cpu hide_eval_progressbar is_debug submit summit use_cuda_visibile_devices"),
+    **named(optional(TEXT), "checkpoint timestamp_id"),
+    **named(whole(1), "print_every world_size"),
     "identifier": Kind("text", lambda value: isinstance(value, str)),
-    "timestamp_id": optional(TEXT),
     "seed": optional(whole(0, MAX_SEED)),
-    "is_debug": FLAG,
-    "run_dir": TEXT,
-    "print_every": whole(1),
-    "amp": FLAG,
-    "checkpoint": optional(TEXT),
-    "cpu": FLAG,
-    "submit": FLAG,
-    "summit": FLAG,
-    "world_size": whole(1),
-    "distributed_backend": TEXT,
     "gp_gpus": optional(whole(1)),
-    "hide_eval_progressbar": FLAG,
-    "use_cuda_visibile_devices": FLAG,
-    "init_method": TEXT,
     "local_rank": whole(0),
 }
-BEFORE_1_0: dict[str, AnyKind] = dict.fromkeys(("loss_fns", "eval_metrics", "is_hpo", "is_vis"), ANYTHING)
+BEFORE_1_0 = named(ANYTHING, "loss_fns eval_metrics is_hpo is_vis")
 
+#: of the task as well as of each output
+OF_OUTPUTS: dict[str, AnyKind] = {
+    **named(FLAG, "train_on_free_atoms eval_on_free_atoms"),
+    "prediction_dtype": one_of(("float16", "float32")),
+}
 OUTPUT_SETTINGS: dict[str, AnyKind] = {
     "level": one_of(LEVELS),
     "shape": whole(1),  # in all configs of upstream, which ignores it
     "property": TEXT,
     "irrep_dim": whole(0),
-    "train_on_free_atoms": FLAG,
-    "eval_on_free_atoms": FLAG,
-    "prediction_dtype": one_of(("float16", "float32")),
+    **OF_OUTPUTS,
 }
 OUTPUT = Block(
     {**OUTPUT_SETTINGS, "decomposition": Block({}, others=Block({**OUTPUT_SETTINGS, "parent": TEXT}))},
@@ -108,38 +101,26 @@ OUTPUT = Block(
 
 TASK = Block(
     {
-        "dataset": TEXT,
-        "primary_metric": TEXT,
-        "train_on_free_atoms": FLAG,
-        "eval_on_free_atoms": FLAG,
-        "prediction_dtype": one_of(("float16", "float32")),
-        "strict_load": FLAG,
-        "set_deterministic_scatter": FLAG,
-        "eval_relaxations": FLAG,
-        "relax_dataset": ANYTHING,
+        **OF_OUTPUTS,
+        **named(TEXT, "dataset primary_metric"),
+        **named(FLAG, "strict_load set_deterministic_scatter save_full_traj write_pos"),
+        **named(FLAG, "eval_relaxations relax_cell relax_volume"),
+        **named(number(low=0), "relaxation_fmax num_relaxation_batches"),
         "relax_opt": FREE,
-        "relax_cell": FLAG,
-        "relax_volume": FLAG,
         "relaxation_steps": whole(1),
-        "relaxation_fmax": number(low=0),
-        "num_relaxation_batches": number(low=0),
-        "save_full_traj": FLAG,
-        "write_pos": FLAG,
-        # descriptions in configs before 1.0, which nothing reads
-        **dict.fromkeys(("description", "type", "metric", "labels", "grad_input"), ANYTHING),
+        # the last five are descriptions in configs before 1.0, which nothing reads
+        **named(ANYTHING, "relax_dataset description type metric labels grad_input"),
     }
 )
 
 #: names of the plugin's options, whose values `jobs.flag_checks` knows; others are sbatch's
-SLURM = Block(
-    dict.fromkeys(("max_timeouts", "setup", "signal_delay_s", "array_parallelism"), ANYTHING), others=ANYTHING
-)
+SLURM = Block(named(ANYTHING, "max_timeouts setup signal_delay_s array_parallelism"), others=ANYTHING)
 
 
 def _logger() -> AnyKind:
     known = registered("logger", "logger_name_mapping")
     name = one_of(known.known, known.wanted, also=lambda v: v == "wandb_singleton" or known.holds(v))  # type: ignore[attr-defined]
-    text = dict.fromkeys(("project", "entity", "group"), optional(TEXT))
+    text = named(optional(TEXT), "project entity group")
     settings = {"name": name, **text, "watch": Either((FLAG, whole(1))), "log_weight_table": whole()}
     return Either((name, Block(settings, required=("name",))))
 
@@ -165,13 +146,8 @@ def _losses(targets: list[str]) -> Block:
 
 
 def _metrics(targets: list[str]) -> Block:
-    names = Items(one_of(METRICS))
-    return Block(
-        {
-            "metrics": optional(Block(dict.fromkeys((*targets, "misc"), names))),
-            "primary_metric": TEXT,
-        }
-    )
+    names = Block(dict.fromkeys((*targets, "misc"), Items(one_of(METRICS))))
+    return Block({"metrics": optional(names), "primary_metric": TEXT})
 
 
 # ---------------------------------------------------------------- model
@@ -210,25 +186,18 @@ def _optim(optim: Mapping[str, Any]) -> Block:
     cosine = ["scheduler_params"] if optim.get("scheduler") == "LambdaLR" and "lr_lambda" not in optim else []
     return Block(
         {
-            "batch_size": whole(1),
-            "eval_batch_size": whole(1),
+            **named(whole(1), "batch_size eval_batch_size max_epochs eval_every warmup_steps"),
+            **named(number(low=0), "lr_initial weight_decay warmup_epochs warmup_factor"),
             "num_workers": whole(0),
-            "max_epochs": whole(1),
-            "eval_every": whole(1),
             "checkpoint_every": Kind(
                 "a whole number >= 1, or -1 for the end of each epoch", lambda v: v == -1 or whole(1).holds(v)
             ),
-            "lr_initial": number(low=0),
             "optimizer": one_of(OPTIMIZERS),
             "optimizer_params": of_signature(optimizer, ("params", "lr")) if optimizer else ANYTHING,
-            "weight_decay": number(low=0),
             "scheduler": one_of(
                 [*SCHEDULERS, "Null"], "the name of a scheduler, in quotes where it is 'Null'"
             ),
             "scheduler_params": SCHEDULER_PARAMS if cosine else FREE,
-            "warmup_steps": whole(1),
-            "warmup_epochs": number(low=0),
-            "warmup_factor": number(low=0),
             "lr_gamma": number(above=0),
             "lr_milestones": Items(whole(1)),
             "clip_grad_norm": optional(number(low=0)),
@@ -241,9 +210,8 @@ def _optim(optim: Mapping[str, Any]) -> Block:
             "finetune_from": optional(TEXT),
             "ema_warmup": FLAG,
             # before 1.0
-            "energy_coefficient": number(low=0),
-            "force_coefficient": number(low=0),
-            **dict.fromkeys(("loss_energy", "loss_force", "loss_forces"), TEXT),
+            **named(number(low=0), "energy_coefficient force_coefficient"),
+            **named(TEXT, "loss_energy loss_force loss_forces"),
             # of upstream's trainers for Equiformer v2
             "use_denoising_pos": FLAG,
             "denoising_pos_params": FREE,
@@ -258,11 +226,9 @@ def _optim(optim: Mapping[str, Any]) -> Block:
 SCHEDULER_PARAMS = Block(
     {
         "lambda_type": one_of(("cosine",)),
-        "warmup_epochs": number(low=0),
-        "warmup_factor": number(low=0),
+        **named(number(low=0), "warmup_epochs warmup_factor lr"),
         "lr_min_factor": number(low=0, high=1),
         "epochs": whole(1),
-        "lr": number(low=0),
     },
     required=("lambda_type", "warmup_epochs", "warmup_factor", "lr_min_factor"),
 )
@@ -284,56 +250,45 @@ def _split(targets: list[str]) -> Block:
     fit = {"targets": ANYTHING, "fitted": FLAG, "override_values": ANYTHING}
     normal_fit = of_signature(normalizer.fit_normalizers, ("dataset", "element_references"), **fit)
     reference_fit = of_signature(element_references.fit_linear_references, ("dataset",), **fit)
-    subset = Block(
-        dict.fromkeys(("metadata_key", "op", "rhv"), ANYTHING), required=("metadata_key", "op", "rhv")
-    )
+    condition = named(ANYTHING, "metadata_key op rhv")
+    transforms = {
+        "normalizer": Block({**dict.fromkeys(targets, normal), **file, "fit": normal_fit}),
+        "element_references": Block(
+            {**dict.fromkeys(targets, Block(file, required=file)), **file, "fit": reference_fit}
+        ),
+        "decompose_tensor": Block(
+            {"tensor": TEXT, "rank": whole(0), "decomposition": FREE},
+            required=("tensor", "rank", "decomposition"),
+        ),
+    }
     settings: dict[str, AnyKind] = {
         "format": registered("data format", "dataset_name_mapping"),
         "src": Either((Items(TEXT), TEXT)),
         "use_train_settings": FLAG,
         "key_mapping": optional(Block({}, others=TEXT)),
-        "transforms": Block(
-            {
-                "normalizer": Block({**dict.fromkeys(targets, normal), **file, "fit": normal_fit}),
-                "element_references": Block(
-                    {**dict.fromkeys(targets, Block(file, required=file)), **file, "fit": reference_fit}
-                ),
-                "decompose_tensor": Block(
-                    {"tensor": TEXT, "rank": whole(0), "decomposition": FREE},
-                    required=("tensor", "rank", "decomposition"),
-                ),
-            }
-        ),
+        "transforms": Block(transforms),
         "lin_ref": Either((FLAG, NOTHING, TEXT)),
         "metadata_path": optional(TEXT),
-        "max_atoms": optional(whole(1)),
-        "subset_to": Items(subset),
-        "seed": whole(0),
-        "shard": whole(0),
+        **named(optional(whole(1)), "max_atoms first_n sample_n"),
+        "no_shuffle": optional(FLAG),
+        "subset_to": Items(Block(condition, required=condition)),
+        **named(whole(0), "seed shard"),
         "total_shards": whole(1),
         # ase_db, ase_read, ase_read_multi
         "a2g_args": optional(of_signature(AtomsToGraphs)),
         "atoms_transform_args": of_signature(apply_one_tags, ("atoms",)),
-        **dict.fromkeys(("ase_read_args", "connect_args", "select_args"), optional(FREE)),
+        **named(optional(FREE), "ase_read_args connect_args select_args"),
         "pattern": TEXT,
         "index_file": optional(TEXT),
-        "keep_in_memory": FLAG,
-        "include_relaxed_energy": FLAG,
-        "use_tqdm": FLAG,
+        **named(FLAG, "keep_in_memory include_relaxed_energy use_tqdm"),
         # oc22_lmdb
         "train_on_oc20_total_energies": FLAG,
-        "oc20_ref": TEXT,
-        "data2train": TEXT,
+        **named(TEXT, "oc20_ref data2train"),
         # before 1.0
         "normalize_labels": FLAG,
-        **dict.fromkeys(("target_mean", "grad_target_mean"), number()),
-        **dict.fromkeys(("target_std", "grad_target_std"), number(above=0)),
+        **named(number(), "target_mean grad_target_mean"),
+        **named(width, "target_std grad_target_std"),
     }
-    part: dict[str, AnyKind] = {
-        "first_n": optional(whole(1)),
-        "sample_n": optional(whole(1)),
-        "no_shuffle": optional(FLAG),
-    }
-    of_split = Block({**settings, **part})
-    names = [f"{name}_split_settings" for name in ("train", "val", "test")]
-    return Block({**settings, **part, "splits": Block({}, others=of_split), **dict.fromkeys(names, of_split)})
+    of_split = Block(settings)
+    names = named(of_split, "train_split_settings val_split_settings test_split_settings")
+    return Block({**settings, **names, "splits": Block({}, others=of_split)})
