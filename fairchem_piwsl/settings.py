@@ -16,11 +16,12 @@ EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
 AUTO: dict[str, Any] = {
     "c_pitc": 1.0,
     "weak_share": 1.0,
-    "energy_share": 0.4,
+    "energy_share": 0.7,
     "k_2nd": 0.5,
     "eps_max": 0.1,
     "magnitude": "fixed",
     "every_n_steps": 3,
+    "ramp_steps": 1000,
 }
 #: Weights of the weak terms.
 WEIGHTS = ("c_pitc", "c_pisc", "c_wl")
@@ -74,7 +75,7 @@ class PIWSLSettings:
 
     #: First training step with weak terms.
     start_step: int = 0
-    #: Steps over which their weights grow linearly from zero, counted from `start_step`.
+    #: Steps over which their weights, or their share, grow linearly from zero, counted from `start_step`.
     ramp_steps: int = 0
     #: Evaluate the weak terms at every n-th step only.
     every_n_steps: int = 1
@@ -97,11 +98,6 @@ class PIWSLSettings:
 
     def __post_init__(self) -> None:
         SETTINGS.check(asdict(self), "optim.piwsl")
-        if self.weak_share and self.ramp_steps:
-            raise UserError(
-                "optim.piwsl.ramp_steps has no effect where weak_share sets the weights, which start low by "
-                "themselves; remove it, or give weights (c_pitc) by hand."
-            )
         if self.noisy_nodes and self.weak:
             raise UserError(
                 "optim.piwsl.noisy_nodes is a method of its own; set c_pitc, c_pisc and c_wl to 0 to use it."
@@ -123,7 +119,11 @@ class PIWSLSettings:
         SETTINGS.check(block, "optim.piwsl")
         if block.get("auto") is True:
             by_hand = any(name in block for name in WEIGHTS)
-            block = {**AUTO, **({"c_pitc": 0.0, "weak_share": 0.0} if by_hand else {}), **block}
+            block = {
+                **AUTO,
+                **({"c_pitc": 0.0, "weak_share": 0.0, "ramp_steps": 0} if by_hand else {}),
+                **block,
+            }
         return cls(**block)
 
     def to_config(self) -> dict[str, Any]:

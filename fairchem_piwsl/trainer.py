@@ -61,7 +61,12 @@ class PIWSLForcesTrainer(S2EFTrainer):
     def _weak_terms(self, out: Outputs, batch: Batch) -> Iterator[Term]:
         """The weak terms that are on: means over the structures of all ranks, weights for kcal/mol."""
         s, at, index = self.piwsl, out.at, batch.batch
-        ramp, unit, dr = s.ramp(self.step), self._units.kcal_per_output, out.moved["C"]
+        # a share that grows is up to the balance, which would measure a growing weight away
+        ramp, unit, dr = (
+            1.0 if s.weak_share else s.ramp(self.step),
+            self._units.kcal_per_output,
+            out.moved["C"],
+        )
         if s.auto and "forces" in dict(self.loss_functions):
             at = {point: self._taught_by_labels(prediction, batch) for point, prediction in at.items()}
         for name, weight, values in losses.consistency_terms(s, at, out.moved, index):
@@ -102,7 +107,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
             if self.piwsl.measures(self.step):
                 scale = self.scaler.get_scale() if self.scaler else 1.0
                 self._balance.measure(terms, [p for p in self.model.parameters() if p.requires_grad], scale)
-            weighted.extend(self._balance(terms))
+            weighted.extend(self._balance(terms, self.piwsl.ramp(self.step)))
             return weighted
 
         loss = super(PIWSLForcesTrainer, self._with(weighting=weighting))._compute_loss(out, batch)

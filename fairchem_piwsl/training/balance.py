@@ -131,9 +131,13 @@ class GradientBalance:
             for term, square in zip(terms, squares, strict=True)
         }
 
-    def __call__(self, terms: Sequence[Term]) -> list[Term]:
-        """The terms with their present weights."""
-        return [replace(term, weight=term.weight * self._factor(term)) for term in self._homogeneous(terms)]
+    def __call__(self, terms: Sequence[Term], ramp: float = 1.0) -> list[Term]:
+        """The terms with their present weights; weak ones with the share `ramp` of what was measured for them."""
+        parts = [ramp if term.weak and WEAK in self.factors else 1.0 for term in terms]
+        return [
+            replace(term, weight=part * term.weight * self._factor(term))
+            for part, term in zip(parts, self._homogeneous(terms), strict=True)
+        ]
 
     def log(self, terms: Sequence[Term]) -> dict[str, float | Tensor]:
         """`weight_<term>` of terms that have their weights, and the norms of the latest measurement."""

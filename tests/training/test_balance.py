@@ -184,16 +184,27 @@ def test_weights_by_hand_are_not_balanced():
     assert not PIWSLSettings.from_config({"auto": True, "c_pitc": 0.0}).weak
 
 
-def test_ramp_beside_balanced_weights_is_an_error():
-    with pytest.raises(UserError, match="ramp_steps has no effect where weak_share"):
-        PIWSLSettings.from_config({"auto": True, "ramp_steps": 10})
+def test_share_of_the_weak_terms_grows(tiny_data, tmp_path):
+    """Measured at step 1, where the ramp is at its start, the share at step 50 is half the full one."""
+    piwsl = {"auto": True, "every_n_steps": 1, "ramp_steps": 100}
+    trainer = trainer_at_step(tiny_data, tmp_path, piwsl)
+    batch = first_batch(trainer)
+    shares = {}
+    for step in (1, 50, 100):
+        trainer.step = step
+        out, _ = forward_and_loss(trainer, batch)
+        shares[step] = float(out.log["weighted_pitc"]) / float(out.log["loss_pitc"].sqrt())
+    assert shares[1] == pytest.approx(0.01 * shares[100], rel=1e-4)
+    assert shares[50] == pytest.approx(0.5 * shares[100], rel=1e-4)
 
 
 # ------------------------------------------------------------------ trainer
 
 
 def test_norms_in_the_trainer_are_the_set_multiples(tiny_data, tmp_path):
-    trainer = trainer_at_step(tiny_data, tmp_path, {"auto": True, "weak_share": 0.3, "energy_share": 0.5})
+    trainer = trainer_at_step(
+        tiny_data, tmp_path, {"auto": True, "weak_share": 0.3, "energy_share": 0.5, "ramp_steps": 0}
+    )
     batch = first_batch(trainer)
     out, _ = forward_and_loss(trainer, batch)
     model = [p for p in trainer.model.parameters() if p.requires_grad]
