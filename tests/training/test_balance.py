@@ -12,7 +12,6 @@ from helpers_trainer import first_batch, forward_and_loss, logged, trainer_at_st
 from test_trainer_resume import checkpoint, trained
 from torch import Tensor
 
-from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import AUTO, PIWSLSettings
 from fairchem_piwsl.training.balance import GeometricMean, GradientBalance, gradient_products, norm_of_sum
 from fairchem_piwsl.training.loss_terms import Term
