@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import dataclasses
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +18,7 @@ from typing import Any
 import yaml
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import closest
 
 #: settings under `optim` that a config may leave out
 OPTIONAL = (
@@ -190,8 +189,8 @@ def _method_file(method: str) -> Path:
         return known[method]
     if Path(method).suffix in (".yml", ".yaml"):
         return Path(method)
-    close = difflib.get_close_matches(method, [*known, "piwsl"], n=1)
-    hint = f"did you mean {close[0]}?" if close else "or give the path of a YAML file."
+    close = closest(method, [*known, "piwsl"])
+    hint = f"did you mean {close}?" if close else "or give the path of a YAML file."
     raise UserError(f"--method {method} is not one of {', '.join(sorted({*known, 'piwsl'}))}; {hint}")
 
 
@@ -240,35 +239,32 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def dotted_keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of a config, blocks included, as `optim.piwsl.c_pitc`; list entries count from 0."""
+def entries(config: Any, above: str = "", in_lists: bool = True) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that stands in a config, blocks included; entries of lists count from 0."""
     if isinstance(config, Mapping):
-        entries: Any = config.items()
-    elif isinstance(config, list):
-        entries = enumerate(config)
+        inside: Any = config.items()
     else:
-        return
-    for name, value in entries:
-        key = f"{prefix}.{name}" if prefix else str(name)
-        yield key
-        yield from dotted_keys(value, key)
+        inside = enumerate(config) if in_lists and isinstance(config, list | tuple) else ()
+    for name, value in inside:
+        key = f"{above}.{name}" if above else str(name)
+        yield key, value
+        yield from entries(value, key, in_lists)
 
 
 def check_keys(config: Mapping[str, Any], keys: Any, where: str) -> None:
     """Raise for the first of `keys` that is neither in the config nor a setting that it may leave out."""
-    known = set(dotted_keys(config)) | piwsl_keys() | {f"optim.{name}" for name in OPTIONAL}
+    from fairchem_piwsl.settings import SETTINGS
+
+    optional = [
+        *(f"optim.{name}" for name in OPTIONAL),
+        *(f"optim.piwsl.{name}" for name in SETTINGS.settings),
+    ]
+    known = {*dict(entries(config)), *optional}
     for key in keys:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "add the key to the base config first."
+            close = closest(key, known)
+            hint = f"did you mean '{close}'?" if close else "add the key to the base config first."
             raise UserError(f"{where}: '{key}' is not a key of the base config; {hint}")
-
-
-def piwsl_keys() -> set[str]:
-    """The settings of `optim.piwsl`, which a base config may leave at their defaults."""
-    from fairchem_piwsl.settings import PIWSLSettings
-
-    return {f"optim.piwsl.{field.name}" for field in dataclasses.fields(PIWSLSettings)}
 
 
 def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

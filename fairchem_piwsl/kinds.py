@@ -51,7 +51,7 @@ class Block:
         prefix = f"{key}." if key else ""
         for name, entry in value.items():
             kind = self.settings.get(name, self.others)
-            if kind is None or (name not in self.settings and _closest(name, self.settings, cutoff=0.85)):
+            if kind is None or (name not in self.settings and closest(name, self.settings, cutoff=0.85)):
                 raise UserError(f"{prefix}{name} is not a setting; {did_you_mean(name, self.settings)}")
             kind.check(entry, f"{prefix}{name}")
         for name in self.required:
@@ -168,7 +168,7 @@ def named(kind: AnyKind, names: str) -> dict[str, AnyKind]:
 def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """The end of a sentence on an unknown name: the known one that resembles it, or all."""
     names = list(known)
-    close = _closest(name, names)
+    close = closest(name, names)
     return f"did you mean '{close}'?" if close else f"known settings: {', '.join(names)}."
 
 
@@ -177,13 +177,14 @@ class _Choice(Kind):
     known: tuple[str, ...]
 
     def _hint(self, value: Any) -> str:
-        close = _closest(value, self.known)
+        close = closest(value, self.known)
         if close:
             return f"; did you mean '{close}'"
         return "" if self.wanted.startswith("one of") else f" (known: {', '.join(self.known)})"
 
 
-def _closest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def closest(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `known` that `name` may have been meant to be: its letters in another order, or most of them."""
     lower, written = {word.lower(): word for word in known}, str(name).lower()
     swapped = [word for word in lower if sorted(word) == sorted(written)]
     close = swapped or difflib.get_close_matches(written, lower, 1, cutoff)

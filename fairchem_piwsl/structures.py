@@ -111,9 +111,15 @@ def vacuum_gaps(atoms: Atoms) -> np.ndarray:
     fractions = atoms.get_scaled_positions(wrap=True)
     heights = 1.0 / np.linalg.norm(atoms.cell.reciprocal(), axis=1)
     for axis in np.flatnonzero(atoms.pbc):
-        ordered = np.sort(fractions[:, axis])
-        gaps[axis] = np.diff(ordered, append=ordered[0] + 1.0).max() * heights[axis]
+        gaps[axis] = _widest_gap(fractions[:, axis])[0] * heights[axis]
     return gaps
+
+
+def _widest_gap(fractions: np.ndarray) -> tuple[float, float]:
+    """Width of the widest empty part of a period of 1, and where it ends."""
+    ordered = np.sort(fractions)
+    gaps = np.diff(ordered, append=ordered[0] + 1.0)
+    return gaps.max(), ordered[(np.argmax(gaps) + 1) % len(ordered)]
 
 
 def is_isolated(atoms: Atoms) -> bool:
@@ -127,9 +133,7 @@ def as_molecule(atoms: Atoms) -> Atoms:
     if atoms.pbc.any():
         fractions = atoms.get_scaled_positions(wrap=True)
         for axis in np.flatnonzero(atoms.pbc):
-            ordered = np.sort(fractions[:, axis])
-            widest = np.argmax(np.diff(ordered, append=ordered[0] + 1.0))
-            start = ordered[(widest + 1) % len(ordered)]
+            start = _widest_gap(fractions[:, axis])[1]
             fractions[:, axis] = (fractions[:, axis] - start + 1e-12) % 1.0
         whole.set_positions(fractions @ atoms.cell.array)
     whole.pbc = False

@@ -140,6 +140,7 @@ def profile(
     """Energy and force along a stretched bond, several models and a reference in one plot."""
 
 
+@runs("dynamics.dynamics_report:watched_md", "report.tables:md_tables")
 def md(
     structure: Structure,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps, those done already included.")],
@@ -166,30 +167,6 @@ def md(
     as_json: AsJson = False,
 ) -> None:
     """Molecular dynamics: time to failure, energy drift, distances; the same command again continues."""
-    from fairchem_piwsl.dynamics.dynamics_report import run_md
-    from fairchem_piwsl.dynamics.progress_line import progress_bar
-    from fairchem_piwsl.dynamics.simulation import MDSettings
-
-    load = {} if calculator else {"cpu": cpu, "gradient_forces": gradient_forces, "dtype": precision}
-    with written_to(out), progress_bar(steps, timestep) as report:
-        result = run_md(
-            checkpoint,
-            structure,
-            MDSettings(ensemble, temperature, timestep, friction, interval),
-            steps=steps,
-            seeds=seeds,
-            first_seed=first_seed,
-            calculator=calculator,
-            index=index,
-            reference_trajectory=reference_trajectory,
-            bond_threshold=bond_threshold,
-            rdf_threshold=rdf_threshold,
-            rdf_window=rdf_window,
-            out=out,
-            report=report,
-            **load,
-        )
-    show(result, "report.tables:md_tables", out, as_json)
 
 
 @runs("report.report:make_report", "report.tables:report_tables")

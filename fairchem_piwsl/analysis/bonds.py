@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import find_mic
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -26,11 +27,7 @@ def bond_lengths(atoms: Atoms, pairs: np.ndarray) -> np.ndarray:
     if not len(pairs):
         return np.zeros(0)
     vectors = atoms.positions[pairs[:, 1]] - atoms.positions[pairs[:, 0]]
-    if atoms.pbc.any():
-        from ase.geometry import find_mic
-
-        return find_mic(vectors, atoms.cell, atoms.pbc)[1]
-    return np.linalg.norm(vectors, axis=1)
+    return find_mic(vectors, atoms.cell, atoms.pbc)[1]
 
 
 def fragment(atoms: Atoms, fixed: int, moving: int) -> np.ndarray:

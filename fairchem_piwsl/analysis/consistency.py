@@ -64,12 +64,8 @@ def taylor_residuals(
     rows: dict[str, list[np.ndarray]] = {key: [] for key in TAYLOR_KEYS}
     for magnitude in magnitudes:
         steps = [magnitude * pair for pair in pairs]
-        at_c = potential.predict(
-            [moved(atoms, step[0]) for atoms, step in zip(structures, steps, strict=True)], batch_size
-        )
-        at_b = potential.predict(
-            [moved(atoms, step[1]) for atoms, step in zip(structures, steps, strict=True)], batch_size
-        )
+        displaced = [list(map(moved, structures, [step[j] for step in steps])) for j in (0, 1)]
+        at_c, at_b = (potential.predict(copies, batch_size) for copies in displaced)
         dr, dr_prime = (torch.as_tensor(np.concatenate([step[j] for step in steps])) for j in (0, 1))
         for name, start, leg in (("pitc", at_a, dr), ("pisc", at_b, dr - dr_prime)):
             for k in (0.0, 0.5):
@@ -171,14 +167,7 @@ def curl_measures(jacobian: np.ndarray) -> tuple[np.ndarray, float]:
     """
     n_atoms = len(jacobian) // 3
     blocks = jacobian.reshape(n_atoms, 3, n_atoms, 3)[np.arange(n_atoms), :, np.arange(n_atoms), :]
-    curl = np.stack(
-        [
-            blocks[:, 2, 1] - blocks[:, 1, 2],
-            blocks[:, 0, 2] - blocks[:, 2, 0],
-            blocks[:, 1, 0] - blocks[:, 0, 1],
-        ],
-        axis=1,
-    )
+    curl = blocks[:, [2, 0, 1], [1, 2, 0]] - blocks[:, [1, 2, 0], [2, 0, 1]]
     symmetric = np.linalg.norm(jacobian + jacobian.T)
     asymmetry = np.linalg.norm(jacobian - jacobian.T) / symmetric if symmetric > 0 else float("nan")
     return np.linalg.norm(curl, axis=1), float(asymmetry)

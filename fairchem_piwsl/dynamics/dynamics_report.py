@@ -15,6 +15,7 @@ from ase.calculators.calculator import Calculator
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.datasets.read import read_labelled, read_structure
 from fairchem_piwsl.dynamics import stability
+from fairchem_piwsl.dynamics.progress_line import progress_bar
 from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settings
 from fairchem_piwsl.dynamics.simulation import MDSettings, check_positive, criterion_for, simulate
 from fairchem_piwsl.errors import UserError
@@ -110,6 +111,28 @@ def run_md(
     write_result(folder / "md.json", result, folder / "md.png")
     plot_md(result, folders, len(atoms), folder / "md.png")
     return result
+
+
+def watched_md(
+    checkpoint: Path | None,
+    structure: Path,
+    *,
+    ensemble: str,
+    temperature: float,
+    timestep: float,
+    friction: float,
+    interval: int,
+    precision: str,
+    cpu: bool,
+    gradient_forces: bool,
+    **options: Any,
+) -> dict[str, Any]:
+    """`run_md` for the command line: with a progress bar, and settings one by one."""
+    load = {"cpu": cpu, "gradient_forces": gradient_forces, "dtype": precision}
+    load = {} if options["calculator"] else load
+    settings = MDSettings(ensemble, temperature, timestep, friction, interval)
+    with progress_bar(options["steps"], timestep) as report:
+        return run_md(checkpoint, structure, settings, report=report, **options, **load)
 
 
 def _molecule_or_crystal(atoms: Atoms) -> Atoms:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms
-from ase.geometry import get_distances
 
 from fairchem_piwsl.analysis.bonds import bond_lengths, bonds
 
@@ -100,20 +99,14 @@ def radial_distribution(frames: Sequence[Atoms], edges: np.ndarray) -> np.ndarra
     total = np.zeros(len(edges) - 1)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     for atoms in frames:
-        distances = pair_distances(atoms)
-        n_atoms = len(atoms)
-        ideal = 0.5 * n_atoms * (n_atoms - 1) / atoms.get_volume() * shells
-        total += np.histogram(distances, edges)[0] / ideal
+        ideal = 0.5 * len(atoms) * (len(atoms) - 1) / atoms.get_volume() * shells
+        total += np.histogram(pair_distances(atoms), edges)[0] / ideal
     return total / len(frames)
 
 
 def pair_distances(atoms: Atoms) -> np.ndarray:
     """All n (n - 1) / 2 interatomic distances in Angstrom, to nearest images where the cell is periodic."""
-    first, second = np.triu_indices(len(atoms), k=1)
-    if atoms.pbc.any():
-        _, matrix = get_distances(atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        return matrix[first, second]
-    return np.linalg.norm(atoms.positions[first] - atoms.positions[second], axis=1)
+    return atoms.get_all_distances(mic=True)[np.triu_indices(len(atoms), k=1)]
 
 
 def distance_distribution(frames: Sequence[Atoms], edges: np.ndarray) -> np.ndarray:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import itertools
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,8 +16,9 @@ import yaml
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config
 
-from fairchem_piwsl.config import read_yaml, with_values
+from fairchem_piwsl.config import entries, read_yaml, with_values
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import closest
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,10 +74,8 @@ def read_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Nam
 
     args, others = flag_parser.parse_known_args([a for a in arguments if not is_override(a)])
     if others:
-        close = difflib.get_close_matches(others[0], known, n=1)
-        hint = (
-            f"did you mean {close[0]}?" if close else "an override is --key=value, as --optim.batch_size=4."
-        )
+        close = closest(others[0], known)
+        hint = f"did you mean {close}?" if close else "an override is --key=value, as --optim.batch_size=4."
         raise UserError(f"'{others[0]}' is not an option; {hint}")
     return args, [a for a in arguments if is_override(a)]
 
@@ -92,7 +90,8 @@ def with_flags(config: Mapping[str, Any], args: argparse.Namespace) -> dict[str,
 
 def grid(config: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     """One config for each combination of the lists in the file of --sweep-yml."""
-    lists = dict(_leaves(read_yaml(path, "--sweep-yml")))
+    found = entries(read_yaml(path, "--sweep-yml"), in_lists=False)
+    lists = {key: value for key, value in found if not isinstance(value, Mapping)}
     for key, values in lists.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"--sweep-yml {path}: '{key}' must be a list of values, not {values!r}.")
@@ -101,12 +100,3 @@ def grid(config: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
         for values in itertools.product(*lists.values())
     ]
     return [{**one, "identifier": f"{one['identifier']}_run{i}"} for i, one in enumerate(members)]
-
-
-def _leaves(block: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of what is no block."""
-    for key, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.config import entries
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoint_files import load_weights, read_checkpoint
+from fairchem_piwsl.training.data_checks import by_split
 from fairchem_piwsl.training.preflight import build_model
 
 #: what a run may change when it goes on: its length, what it writes and when, how it loads
@@ -112,9 +114,7 @@ def _as_in_checkpoint(config: Mapping[str, Any]) -> dict[str, Any]:
     from fairchem.core.common.utils import update_config
 
     stored = copy.deepcopy({key: value for key, value in config.items() if key != "dataset"})
-    data = config.get("dataset") or {}
-    if isinstance(data, list):
-        data = dict(zip(("train", "val", "test"), data, strict=False))
+    data = by_split(config.get("dataset"))
     stored["dataset"] = copy.deepcopy(data.get("train") or {})
     stored["val_dataset"] = copy.deepcopy(data.get("val") or {})
     stored.setdefault("task", {})
@@ -123,19 +123,9 @@ def _as_in_checkpoint(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value of what is compared."""
-    leaves = (leaf for block, name in COMPARED.items() for leaf in _leaves(config.get(block), name))
-    return {key: value for key, value in leaves if key not in MAY_CHANGE}
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, below in value.items():
-            yield from _leaves(below, f"{key}.{name}")
-    elif isinstance(value, list | tuple):
-        for index, below in enumerate(value):
-            yield from _leaves(below, f"{key}.{index}")
-    elif value is not None:
-        yield key, value
+    found = entries({name: config.get(block) for block, name in COMPARED.items()})
+    inner = (Mapping, list, tuple, type(None))
+    return {key: value for key, value in found if key not in MAY_CHANGE and not isinstance(value, inner)}
 
 
 def _same(key: str, old: Any, new: Any) -> bool:

@@ -21,6 +21,7 @@ from submitit.helpers import DelayedSubmission
 import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces` wherever a job is unpickled
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs.resuming import check_same_run, own_checkpoint
+from fairchem_piwsl.jobs.slurm import job_id, outlive_requeue
 from fairchem_piwsl.training.checkpoints import Preempted, close_datasets
 from fairchem_piwsl.upstream.checkpoint_access import reading_without_code
 from fairchem_piwsl.upstream.run_start import exact_timestamps
@@ -65,9 +66,7 @@ class Runner(_cli.Runner):
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
         """For submitit's requeue: the same config, which finds its checkpoint by its timestamp_id."""
-        # The requeue sends SIGTERM to all processes of the job, `scontrol requeue` among them. An ignored
-        # signal is inherited, so that this child lives to its end.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        outlive_requeue()
         return DelayedSubmission(Runner(), *args, **kwargs)
 
 
@@ -114,10 +113,7 @@ def join_ranks(world_size: int) -> int:
     environment = os.environ
     if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
         tasks = rank_count(world_size)
-        environment["RANK"], environment["LOCAL_RANK"] = (
-            environment["SLURM_PROCID"],
-            environment["SLURM_LOCALID"],
-        )
+        environment |= {"RANK": environment["SLURM_PROCID"], "LOCAL_RANK": environment["SLURM_LOCALID"]}
         environment["WORLD_SIZE"] = str(tasks)
         environment["MASTER_ADDR"] = first_host(environment["SLURM_STEP_NODELIST"])
         # jobs that share a node must not share a port
@@ -132,14 +128,6 @@ def first_host(nodes: str) -> str:
     """The first name in SLURM's list of nodes, such as `node[3-4]`."""
     command = ["scontrol", "show", "hostnames", nodes]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-
-
-def job_id() -> str:
-    """The SLURM job as submitit and `squeue` write it, `1234_5` in an array."""
-    environment = os.environ
-    if "SLURM_ARRAY_JOB_ID" in environment:
-        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment["SLURM_JOB_ID"]
 
 
 class _Signals:
@@ -181,5 +169,5 @@ class _Signals:
         elif callable(self.previous):
             self.previous(signal.SIGUSR2, None)  # submitit's: stores the job anew, requeues it and exits
         else:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            outlive_requeue()
             subprocess.run(["scontrol", "requeue", job_id()], check=True)

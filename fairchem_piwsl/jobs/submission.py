@@ -7,7 +7,6 @@ import copy
 import itertools
 import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,9 @@ from fairchem_piwsl.config import read_config, with_overrides
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name
 from fairchem_piwsl.jobs.command_line import grid, with_flags
-from fairchem_piwsl.jobs.python_command import python_ignoring_usr2
 from fairchem_piwsl.jobs.runner import Runner
+from fairchem_piwsl.jobs.slurm import MAX_TIMEOUTS, need_commands, slurm_executor
 from fairchem_piwsl.upstream.run_start import run_name
-
-#: a job that reaches its time limit is queued again at most this often
-MAX_TIMEOUTS = 1000
 
 
 def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[str, Any]]:
@@ -62,25 +58,11 @@ def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[s
 
 def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[submitit.Job[Any]]:
     """Send the configs to SLURM, as a job array where there are several."""
-    for program in ("sbatch", "srun"):
-        if shutil.which(program) is None:
-            raise UserError(
-                f"--submit needs the command '{program}', which is not on this machine; log in to the cluster or "
-                "leave --submit out."
-            )
+    need_commands("--submit", ("sbatch", "srun"), "leave --submit out")
     options = dict(configs[0].get("slurm") or {})
-    timeouts = int(options.pop("max_timeouts", MAX_TIMEOUTS))
-    own = {
-        name: options.pop(name)
-        for name in ("setup", "signal_delay_s", "array_parallelism")
-        if name in options
-    }
-    executor = submitit.AutoExecutor(
-        folder=args.logdir / "%j",
-        cluster="slurm",
-        slurm_max_num_timeout=timeouts,
-        slurm_python=python_ignoring_usr2(),
-    )
+    executor = slurm_executor(args.logdir, int(options.pop("max_timeouts", MAX_TIMEOUTS)))
+    of_submitit = [name for name in ("setup", "signal_delay_s", "array_parallelism") if name in options]
+    own = {name: options.pop(name) for name in of_submitit}
     parameters = {
         "name": args.identifier or "piwsl",
         "mem_gb": args.slurm_mem,

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fairchem_piwsl.datasets.element_references import N_ELEMENTS
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import whole_file
-from fairchem_piwsl.training.checkpoint_files import load_weights, model_name, need_trust, read_checkpoint
-
-N_ELEMENTS = 119
+from fairchem_piwsl.training.checkpoint_files import load_weights, need_trust, read_checkpoint
 
 
 def import_mace() -> Any:
@@ -89,12 +88,10 @@ def write_model(model: nn.Module, path: str | Path, references: np.ndarray, scal
 
 def export(checkpoint: str | Path, path: str | Path) -> None:
     """Write the MACE model of a fairchem checkpoint as a `.model` file in eV."""
-    from fairchem.core.common.registry import registry
+    from fairchem_piwsl.training.preflight import build_model
 
     content = read_checkpoint(checkpoint, key="piwsl mace export")
-    model = registry.get_model_class(model_name(content))(
-        **{key: value for key, value in content["config"]["model"].items() if key != "name"}
-    )
+    model: Any = build_model(content["config"]["model"])
     load_weights(model, content, checkpoint, key="piwsl mace export")
     if not hasattr(model, "mace"):
         raise UserError(f"{checkpoint} holds a {type(model).__name__}: only MACE can be exported.")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import GraphData, GraphModelMixin
+from fairchem.core.models.scn.smearing import GaussianSmearing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +39,6 @@ from fairchem_piwsl.models.spinconv_layers import (
     DistanceBlock,
     EmbeddingBlock,
     ForceOutputBlock,
-    GaussianBasis,
     MessageBlock,
 )
 
@@ -114,7 +114,7 @@ class SpinConv(nn.Module, GraphModelMixin):
         if regress_forces and force_estimator == "random":
             self.force_output_block = ForceOutputBlock(*sphere)
             # Not used by these settings, kept so that published state dicts load strictly.
-            self.distance_expansion_forces = GaussianBasis(
+            self.distance_expansion_forces = GaussianSmearing(
                 0.0, cutoff, num_basis_functions, basis_width_scalar
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from fairchem.core.models.scn.smearing import GaussianSmearing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,19 +13,6 @@ from fairchem_piwsl.models.sphere import circular_convolution
 
 N_MIXED = 8  # weight matrices that an EmbeddingBlock mixes by element pair
 CHANNELS_PER_GROUP = 8
-
-
-class GaussianBasis(nn.Module):
-    """Gaussians with centres spread evenly over [start, stop], `width` spacings wide."""
-
-    def __init__(self, start: float, stop: float, n_basis: int, width: float) -> None:
-        super().__init__()
-        self.register_buffer("offset", torch.linspace(start, stop, n_basis))
-        self.inverse_width = (n_basis - 1) / (width * (stop - start))
-
-    def forward(self, distance: Tensor) -> Tensor:
-        """`[E]` Angstrom -> `[E, n_basis]`."""
-        return torch.exp(-0.5 * ((distance[:, None] - self.offset) * self.inverse_width).square())
 
 
 class DistanceBlock(nn.Module):
@@ -44,7 +32,7 @@ class DistanceBlock(nn.Module):
         self.max_num_elements = max_num_elements
         self.log_scalar_max = math.log(scalar_max)
         self.scale_distances = scale_distances
-        self.distance_expansion = GaussianBasis(0.0, cutoff, n_basis, width)
+        self.distance_expansion = GaussianSmearing(0.0, cutoff, n_basis, width)
         if scale_distances:
             self.dist_scalar = nn.Embedding(max_num_elements**2, 1)
             self.dist_offset = nn.Embedding(max_num_elements**2, 1)

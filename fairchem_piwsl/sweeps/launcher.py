@@ -34,7 +34,7 @@ from fairchem_piwsl.sweeps.study import (
 from fairchem_piwsl.sweeps.sweep_checks import check_executor, check_new_folder, check_trials, load_function
 from fairchem_piwsl.sweeps.sweep_file import Sweep, load_bases, load_sweep
 from fairchem_piwsl.sweeps.worker import Worker, budget_spent
-from fairchem_piwsl.sweeps.worker_jobs import WorkerJobs, slurm_executor
+from fairchem_piwsl.sweeps.worker_jobs import WorkerJobs, sweep_executor
 
 Show = Callable[[optuna.Study, Path], None]
 #: how often workers are sent again without a trial being finished in between
@@ -78,7 +78,7 @@ def start(
     check_new_folder(sweep, folder)
     check_trials(sweep)
     if executor == "slurm":
-        slurm_executor(folder, sweep)
+        sweep_executor(folder, sweep)
     content = read_yaml(path, "sweep file")
     with _removed_on_error(folder):
         storage = open_storage(sweep.storage, folder)

@@ -7,7 +7,6 @@ import inspect
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from fairchem_piwsl.config import with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder
+from fairchem_piwsl.jobs.slurm import need_commands
 from fairchem_piwsl.sweeps.space import extremes
 from fairchem_piwsl.sweeps.sweep_file import TRAINING, Sweep
 
@@ -26,12 +26,9 @@ def check_executor(executor: str) -> None:
     """Raise where jobs cannot be sent with this executor."""
     if executor not in EXECUTORS:
         raise UserError(f"--executor {executor} is not known; choose one of {', '.join(EXECUTORS)}.")
-    for command in ("sbatch", "srun", "squeue", "scancel") if executor == "slurm" else ():
-        if shutil.which(command) is None:
-            raise UserError(
-                f"--executor slurm needs the command '{command}', which is not on this machine; "
-                "log in to the cluster or use --executor local."
-            )
+    if executor == "slurm":
+        commands = ("sbatch", "srun", "squeue", "scancel")
+        need_commands("--executor slurm", commands, "use --executor local")
 
 
 def check_new_folder(sweep: Sweep, folder: Path) -> None:

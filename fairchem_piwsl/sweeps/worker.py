@@ -18,6 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from submitit.helpers import Checkpointable, DelayedSubmission
 
+from fairchem_piwsl.jobs.slurm import job_id, outlive_requeue
 from fairchem_piwsl.sweeps.folder import load_folder
 from fairchem_piwsl.sweeps.heartbeat import STOP, Heartbeat, Observer
 from fairchem_piwsl.sweeps.reporter import Reporter, failure_reason
@@ -57,9 +58,7 @@ class Worker(Checkpointable):
 
     def checkpoint(self) -> DelayedSubmission:
         """For submitit, which requeues the job: the study holds all that is to be kept."""
-        # The requeue sends SIGTERM to this job's processes, `scontrol requeue` among them. An ignored signal
-        # is inherited, so that child lives to its end.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        outlive_requeue()
         return DelayedSubmission(Worker(self.folder, self.index))
 
 
@@ -71,7 +70,7 @@ class _Loop:
         self.sweep: Sweep = load_folder(folder, change_directory=True)
         self.storage = open_storage(self.sweep.storage, folder)
         self.index = index
-        self.job = _job_id()
+        self.job = job_id()
         self.name = f"{self.job}-{uuid.uuid4().hex[:6]}"
         self.observer = Observer(folder, self.sweep.heartbeat.grace)
         self.heartbeat = Heartbeat(folder, self.name, self.sweep.heartbeat.interval, self._each_beat)
@@ -138,10 +137,8 @@ class _Loop:
     def _wait_for_others(self, study: optuna.Study) -> bool:
         """With nothing to claim, stay only until every other worker with a trial has been seen alive."""
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if all(
-            self.observer.is_alive(t.user_attrs.get(WORKER, ""), 3 * self.sweep.heartbeat.interval)
-            for t in running
-        ):
+        workers, within = [t.user_attrs.get(WORKER, "") for t in running], 3 * self.sweep.heartbeat.interval
+        if all(self.observer.is_alive(worker, within) for worker in workers):
             return False
         time.sleep(IDLE)
         return True
@@ -214,11 +211,3 @@ def budget_spent(sweep: Sweep, study: optuna.Study) -> bool:
     if steps is None:
         return False
     return sum(t.user_attrs.get(STEPS, 0) for t in study.get_trials(deepcopy=False)) >= steps
-
-
-def _job_id() -> str:
-    """The job as submitit calls it, or the process."""
-    environment = os.environ
-    if "SLURM_ARRAY_JOB_ID" in environment:
-        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment.get("SLURM_JOB_ID") or environment.get("SUBMITIT_LOCAL_JOB_ID") or f"pid{os.getpid()}"

@@ -17,7 +17,7 @@ from submitit.core.utils import FailedSubmissionError
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
-from fairchem_piwsl.jobs.python_command import python_ignoring_usr2
+from fairchem_piwsl.jobs.slurm import MAX_TIMEOUTS, slurm_executor
 from fairchem_piwsl.sweeps.folder import LAUNCH, read_launch
 from fairchem_piwsl.sweeps.heartbeat import STOP, running_workers
 from fairchem_piwsl.sweeps.sweep_file import Sweep
@@ -66,7 +66,7 @@ class WorkerJobs:
         return executor
 
     def _send_to_slurm(self, workers: list[Worker]) -> list[submitit.Job[Any]]:
-        submitter = slurm_executor(self.folder, self.sweep)
+        submitter = sweep_executor(self.folder, self.sweep)
         try:
             with submitter.batch():
                 return [submitter.submit(worker) for worker in workers]
@@ -102,20 +102,13 @@ class WorkerJobs:
             subprocess.run(["scancel", "--quiet", *jobs], check=False)
 
 
-def slurm_executor(folder: Path, sweep: Sweep) -> submitit.AutoExecutor:
+def sweep_executor(folder: Path, sweep: Sweep) -> submitit.AutoExecutor:
     """submitit's executor with the parameters of the sweep file."""
     parameters: dict[str, Any] = {"name": sweep.study, "timeout_min": 24 * 60, "cpus_per_task": 2}
     if not sweep.cpu:
         parameters["gpus_per_node"] = 1
     parameters |= sweep.job.parameters()
-    # A worker that reaches its time limit is queued again; that may happen often in a long sweep.
-    timeouts = parameters.pop("max_timeouts", 1000)
-    executor = submitit.AutoExecutor(
-        folder=folder / "jobs" / "%j",
-        cluster="slurm",
-        slurm_max_num_timeout=timeouts,
-        slurm_python=python_ignoring_usr2(),
-    )
+    executor = slurm_executor(folder / "jobs", parameters.pop("max_timeouts", MAX_TIMEOUTS))
     try:
         executor.update_parameters(**parameters)
     except (AssertionError, NameError, TypeError, ValueError) as error:

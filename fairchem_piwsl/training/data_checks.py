@@ -29,10 +29,14 @@ SAMPLE = 1000
 LABELS = ("energy", "forces")
 
 
+def by_split(dataset: Any) -> dict[str, Any]:
+    """The block `dataset` of a config by the names of its splits, whose order is enough where it is a list."""
+    return dict(zip(SPLITS, dataset, strict=False)) if isinstance(dataset, list) else dict(dataset or {})
+
+
 def splits(dataset: Any) -> dict[str, dict[str, Any]]:
     """What upstream reads each split with: the settings of `train`, and its own before them."""
-    if isinstance(dataset, list):
-        dataset = dict(zip(SPLITS, dataset, strict=False))
+    dataset = by_split(dataset)
     own = {name: dict(dataset.get(name) or {}) for name in SPLITS}
     return {
         name: {**own["train"], **block} if block.get("use_train_settings", True) else block
@@ -130,15 +134,10 @@ def _open(where: str, name: str, split: Mapping[str, Any]) -> Any:
             check_complete(settings["src"])
         data = create_dataset(settings, name)
     except Exception as error:  # of any reader: LMDB, ASE and its file formats
-        if "already open" in str(error):
-            raise UserError(
-                f"{where} is open already in this process, which LMDB allows only once; give each split a file "
-                "of its own, and let go of other data sets or trainers that read it."
-            ) from None
-        kind = settings.get("format", "lmdb").removesuffix("_lmdb")
-        as_what = "LMDB" if "lmdb" in settings.get("format", "lmdb") else kind
+        kind = settings.get("format", "lmdb")
         raise UserError(
-            f"{where} cannot be read as {as_what} ({_reason(error)}); make it again with `piwsl prepare`."
+            f"{where} cannot be read as {'LMDB' if 'lmdb' in kind else kind} ({reason(error)}); make it again with "
+            "`piwsl prepare`."
         ) from None
     if len(data) == 0:
         raise UserError(f"{where} holds no structures; make it again with `piwsl prepare`.")
@@ -156,7 +155,7 @@ def _look_through(
             structure = data[int(place)]
         except Exception as error:  # of unpickling what is no structure, of ASE's readers and calculators
             raise UserError(
-                f"{which} cannot be read ({_reason(error)}); make the data set again with `piwsl prepare`."
+                f"{which} cannot be read ({reason(error)}); make the data set again with `piwsl prepare`."
             ) from None
         for problem in problems(structure, outputs, model):
             raise UserError(f"{which} {problem}; make the data set again with `piwsl prepare`.")
@@ -193,16 +192,16 @@ def problems(structure: Any, outputs: Mapping[str, Any], model: nn.Module) -> It
         return
     elements = attribute(model, "max_num_elements", 118)
     if not bool(((numbers >= 1) & (numbers <= 118) & (numbers == numbers.round())).all()):
-        yield f"has atomic numbers that no element has ({_extremes(numbers)})"
+        yield f"has atomic numbers that no element has ({float(numbers.min()):g} to {float(numbers.max()):g})"
     elif int(numbers.max()) > elements:
         yield f"has the atomic number {int(numbers.max())}, beyond model.max_num_elements {elements}"
     if int(structure.natoms) != count:
         yield f"has natoms {int(structure.natoms)} and positions of {count} atoms"
     yield from _bad_labels(structure, outputs, count)
     if attribute(model, "otf_graph", True) and not has_neighbours(structure, attribute(model, "cutoff", 6.0)):
-        reason = _fails_alone(model, structure)
-        if reason:
-            yield f"has no neighbours within model.cutoff, and this model needs some ({reason})"
+        why = _fails_alone(model, structure)
+        if why:
+            yield f"has no neighbours within model.cutoff, and this model needs some ({why})"
 
 
 def _missing(structure: Data, outputs: Mapping[str, Any], model: nn.Module) -> Iterator[str]:
@@ -217,17 +216,13 @@ def _missing(structure: Data, outputs: Mapping[str, Any], model: nn.Module) -> I
     for key, words in needed.items():
         if structure.get(key) is None:
             yield f"lacks {words}"
-    cell, fixed = structure.get("cell"), structure.get("fixed")
+    cell, fixed, count = structure.get("cell"), structure.get("fixed"), len(structure.pos)
     if "cell" in needed and cell is not None:
         wrong_shape = tuple(torch.as_tensor(cell).shape) != (1, 3, 3)
         if wrong_shape or not cell.isfinite().all() or float(torch.linalg.det(cell[0].double()).abs()) < 1e-6:
             yield "has a 'cell' that is no matrix [1, 3, 3] with a volume"
-    if (
-        "fixed" in needed
-        and fixed is not None
-        and tuple(torch.as_tensor(fixed).shape) != (len(structure.pos),)
-    ):
-        yield f"has 'fixed' of another shape than one number for each of {len(structure.pos)} atoms"
+    if "fixed" in needed and fixed is not None and tuple(torch.as_tensor(fixed).shape) != (count,):
+        yield f"has 'fixed' of another shape than one number for each of {count} atoms"
 
 
 def _bad_labels(structure: Data, outputs: Mapping[str, Any], count: int) -> Iterator[str]:
@@ -263,7 +258,7 @@ def _fails_alone(model: nn.Module, structure: Data) -> str | None:
         with torch.no_grad():
             model(data_list_collater([structure.clone()], otf_graph=True))
     except Exception as error:  # whatever the model's code makes of an empty list
-        return _reason(error)
+        return reason(error)
     return None
 
 
@@ -273,9 +268,6 @@ def attribute(model: nn.Module, name: str, default: Any) -> Any:
     return next((value for value in values if value is not None and not inspect.ismethod(value)), default)
 
 
-def _extremes(numbers: torch.Tensor) -> str:
-    return f"{float(numbers.min()):g} to {float(numbers.max()):g}"
-
-
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """What an error of somebody else's code says, for the middle of a sentence."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".:")

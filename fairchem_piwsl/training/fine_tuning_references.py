@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
@@ -25,6 +24,7 @@ from torch_geometric.data import Data
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.fine_tuning import start_from
+from fairchem_piwsl.training.preflight import build_model
 
 
 def references_of_difference(
@@ -54,14 +54,14 @@ def from_config(config: Mapping[str, Any]) -> np.ndarray:
     train = dict(config["dataset"]["train"])
     if not Path(train["src"]).exists():
         raise UserError(f"dataset.train.src: {train['src']} does not exist; make it with `piwsl prepare`.")
-    block = dict(config["model"])
+    block = config["model"]
     checkpoint = config["optim"].get("finetune_from")
     if not (checkpoint or block.get("foundation") or block.get("finetune_config")):
         raise UserError(
             "the model of the config has random weights, to which no references can be fitted; name the weights "
             "it starts from in optim.finetune_from or model.foundation."
         )
-    model = registry.get_model_class(block.pop("name"))(**block)
+    model = build_model(block)
     if checkpoint:
         start_from(model, checkpoint)
     unit = (train.pop("transforms", None) or {}).get("normalizer", {}).get("energy", {}).get("stdev", 1.0)

@@ -117,13 +117,22 @@ class LabelledEvaluator:
         labelled = {
             name: labelled_structures(target[name], rows[name], num_structures) for name in self.levels
         }
-
         for name, functions in self.evaluator.target_metrics.items():
             for function in functions:
                 if function == "rmse" and name in self.levels:
                     continue  # upstream's `rmse` is a mean of norms; the root mean square takes its name
-                self._add_upstream(metrics, name, function, prediction, target, labelled, structure)
-        self._add_squares(metrics, prediction, target, labelled, structure)
+                joint = name not in self.levels or function == "energy_forces_within_threshold"
+                keep = torch.stack([labelled[key] for key in (labelled if joint else [name])]).all(0)
+                both = (_select(values, keep, structure, self.levels) for values in (prediction, target))
+                self._add_upstream(metrics, name, function, *both)
+        if "energy" in self.levels:
+            error = (prediction["energy"].double() - target["energy"].double()).reshape(num_structures)
+            natoms = target["ptr"].diff() if "ptr" in target else target["natoms"]
+            add_squares(metrics, "energy_rmse", error, labelled["energy"])
+            add_squares(metrics, "energy_per_atom_rmse", error / natoms, labelled["energy"])
+        if "forces" in self.levels:
+            error = prediction["forces"].double() - target["forces"].double()
+            add_squares(metrics, "forces_rmse", error, labelled["forces"], structure)
         return metrics
 
     def _add_upstream(
@@ -133,46 +142,24 @@ class LabelledEvaluator:
         function: str,
         prediction: dict[str, Tensor],
         target: dict[str, Tensor],
-        labelled: dict[str, Tensor],
-        structure: Tensor,
     ) -> None:
-        """Upstream's metric function on the structures whose labels it needs."""
-        joint = name not in self.levels or function == "energy_forces_within_threshold"
-        keep = torch.stack([labelled[key] for key in (labelled if joint else [name])]).all(0)
-        single = Evaluator(eval_metrics={name: [function]})
-        if keep.any():
-            if not keep.all():
-                keep = keep.to(structure.device)
-                prediction = _select(prediction, keep, structure, self.levels)
-                target = _select(target, keep, structure, self.levels)
+        """Upstream's metric function; where no structure is labelled, an entry without any."""
+        if len(target["natoms"]):
+            single = Evaluator(eval_metrics={name: [function]})
             # upstream fills a new dict where the one it is given is empty
             metrics.update(single.eval(prediction, target, metrics))
         else:
             full = function if name in function or name == "misc" else f"{name}_{function}"
             add(metrics, full, 0.0, 0)
 
-    def _add_squares(
-        self,
-        metrics: Metrics,
-        prediction: dict[str, Tensor],
-        target: dict[str, Tensor],
-        labelled: dict[str, Tensor],
-        structure: Tensor,
-    ) -> None:
-        if "energy" in self.levels:
-            error = (prediction["energy"].double() - target["energy"].double()).reshape(len(target["natoms"]))
-            natoms = target["ptr"].diff() if "ptr" in target else target["natoms"]
-            add_squares(metrics, "energy_rmse", error, labelled["energy"])
-            add_squares(metrics, "energy_per_atom_rmse", error / natoms, labelled["energy"])
-        if "forces" in self.levels:
-            error = prediction["forces"].double() - target["forces"].double()
-            add_squares(metrics, "forces_rmse", error, labelled["forces"], structure)
-
 
 def _select(
     values: dict[str, Tensor], keep: Tensor, structure: Tensor, levels: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """The outputs and atom counts of some structures."""
+    """The outputs and atom counts of some structures; all that there is where these are all."""
+    if keep.all():
+        return values
+    keep = keep.to(structure.device)
     picked = {
         name: values[name][keep[structure] if level == "atom" else keep] for name, level in levels.items()
     }

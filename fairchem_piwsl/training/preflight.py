@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports, update_config
 from torch import nn
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training.checkpoints import random_state, set_random_state
 from fairchem_piwsl.training.config_layout import layout
-from fairchem_piwsl.training.data_checks import check_datasets, splits
+from fairchem_piwsl.training.data_checks import by_split, check_datasets, reason, splits
 from fairchem_piwsl.training.metrics import ROOT_MEAN_SQUARES
 
 #: trainers that are given data sets, outputs and losses as here; others are left to themselves
@@ -142,20 +141,17 @@ def build_model(model: Mapping[str, Any]) -> nn.Module:
     """
     arguments = copy.deepcopy(dict(model))
     kind = registry.get_model_class(arguments.pop("name"))
-    states = random.getstate(), np.random.get_state()
+    state = random_state()
     try:
-        with torch.random.fork_rng(devices=[]):
-            return kind(**arguments)
+        return kind(**arguments)
     except UserError:
         raise
     except Exception as error:  # of any model's code
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".:")
         raise UserError(
-            f"model '{model['name']}' cannot be built ({reason}); correct the block 'model'."
+            f"model '{model['name']}' cannot be built ({reason(error)}); correct the block 'model'."
         ) from None
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        set_random_state(state)
 
 
 def _in_new_layout(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,13 +169,9 @@ def _in_new_layout(config: Mapping[str, Any]) -> dict[str, Any]:
             "loss_functions is missing; add a list such as `- energy: {fn: mae, coefficient: 1}` (in the layout "
             f"before fairchem 1.0, task.dataset has to be one of {', '.join(OLD_FORMATS)})."
         )
-    dataset = config["dataset"]
-    parts = (
-        dict(zip(("train", "val", "test"), dataset, strict=False)) if isinstance(dataset, list) else dataset
-    )
-    translated = update_config(
-        {**config, "task": task, "dataset": copy.deepcopy(dict(parts.get("train") or {}))}
-    )
+    parts = by_split(config["dataset"])
+    train = copy.deepcopy(dict(parts.get("train") or {}))
+    translated = update_config({**config, "task": task, "dataset": train})
     return {**translated, "dataset": {**parts, "train": translated["dataset"]}}
 
 
@@ -220,26 +212,22 @@ def _check_outputs(config: Mapping[str, Any], settings: PIWSLSettings) -> None:
                 raise UserError(
                     f"outputs.{name}.{key} is missing; add true (atoms marked 'fixed' do not count) or false."
                 )
-    parts = {
-        name: part for output in outputs.values() for name, part in output.get("decomposition", {}).items()
-    }
+    parts = [output.get("decomposition", {}) for output in outputs.values()]
+    known = {**{name: part for part in parts for name, part in part.items()}, **outputs}
     metrics = (config.get("evaluation_metrics") or {}).get("metrics") or {}
-    losses = {
-        f"loss_functions.{index}.{name}": (name, loss)
+    losses = [
+        (f"loss_functions.{index}.{name}", name, loss)
         for index, terms in enumerate(config["loss_functions"])
         for name, loss in terms.items()
-    }
-    used = {
-        **{f"evaluation_metrics.metrics.{name}": name for name in metrics},
-        **{k: v[0] for k, v in losses.items()},
-    }
-    for key, name in used.items():
-        if name not in (*outputs, *parts, "misc"):
+    ]
+    used = [(f"evaluation_metrics.metrics.{name}", name) for name in metrics]
+    for key, name in [*used, *((key, name) for key, name, _ in losses)]:
+        if name not in known and name != "misc":
             raise UserError(
                 f"{key} is for an output that the config does not have; remove it, or add outputs.{name}."
             )
-    for key, (name, loss) in losses.items():
-        vector = {**parts, **outputs}[name].get("level") == "atom"
+    for key, name, loss in losses:
+        vector = known[name].get("level") == "atom"
         unfit = ("per_atom_mae",) if vector else ("l2mae", "l2norm") if name == "energy" else ()
         if loss["fn"] in unfit:
             raise UserError(
@@ -256,11 +244,8 @@ def _check_files(config: Mapping[str, Any]) -> None:
     transforms = splits(config["dataset"]).get("train", {}).get("transforms") or {}
     for kind in ("element_references", "normalizer"):
         block = transforms.get(kind) or {}
-        entries = {
-            "": block,
-            **{f".{name}": entry for name, entry in block.items() if isinstance(entry, Mapping)},
-        }
-        for name, entry in entries.items():
+        inner = [(f".{name}", entry) for name, entry in block.items() if isinstance(entry, Mapping)]
+        for name, entry in [("", block), *inner]:
             if "file" in entry:
                 _check_values_file(Path(entry["file"]), f"dataset.train.transforms.{kind}{name}.file", kind)
             elif kind == "normalizer" and name not in ("", ".fit") and not _complete(entry):

@@ -19,8 +19,8 @@ from helpers_cluster import make_config, write_config
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs import launch, runner
 from fairchem_piwsl.jobs.command_line import read_arguments
-from fairchem_piwsl.jobs.python_command import python_ignoring_usr2
 from fairchem_piwsl.jobs.runner import join_ranks, prepare
+from fairchem_piwsl.jobs.slurm import python_ignoring_usr2
 from fairchem_piwsl.jobs.submission import build_configs, submit
 
 MAIN = Path(__file__).parents[2] / "main.py"

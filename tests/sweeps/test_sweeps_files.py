@@ -12,7 +12,7 @@ from helpers_cluster import make_config
 from helpers_sweep import BASE, sweep_content, write_sweep
 from optuna.trial import FixedTrial
 
-from fairchem_piwsl.config import dotted_keys, get_value, load_config, with_values
+from fairchem_piwsl.config import entries, get_value, load_config, with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
 from fairchem_piwsl.sweeps.space import parse_space, suggest
@@ -38,7 +38,7 @@ def test_includes_are_merged_like_upstream_does(tmp_path: Path) -> None:
 
 def test_dotted_keys_reach_blocks_and_lists() -> None:
     config = {"a": {"b": 1}, "c": [{"d": {"e": 2}}]}
-    assert set(dotted_keys(config)) == {"a", "a.b", "c", "c.0", "c.0.d", "c.0.d.e"}
+    assert set(dict(entries(config))) == {"a", "a.b", "c", "c.0", "c.0.d", "c.0.d.e"}
     changed = with_values(config, {"c.0.d.e": 5, "a.x.y": 6})
     assert changed == {"a": {"b": 1, "x": {"y": 6}}, "c": [{"d": {"e": 5}}]}
     assert config["c"][0]["d"]["e"] == 2
