@@ -111,7 +111,7 @@ def _references(
 
     config = load_config(config_yml)
     from fairchem_piwsl.datasets.element_references import write_references
-    from fairchem_piwsl.training.fine_tuning_references import from_config
+    from fairchem_piwsl.training.fine_tuning import from_config
 
     write_references(out, from_config(config))
 

@@ -34,7 +34,7 @@ from fairchem_piwsl.models.mace_files import export, import_mace
 from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.sweeps.folder import write_yaml
 from fairchem_piwsl.training.checkpoint_files import read_checkpoint, save_atomically, trust
-from fairchem_piwsl.training.fine_tuning_references import from_config
+from fairchem_piwsl.training.fine_tuning import from_config
 from fairchem_piwsl.units import KCAL_PER_MOL
 
 HERE = Path(__file__).resolve().parent

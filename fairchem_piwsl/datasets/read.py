@@ -8,7 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from fairchem_piwsl.datasets.ase_labels import LabelOptions
-from fairchem_piwsl.datasets.lmdb_records import read_lmdb
+from fairchem_piwsl.datasets.lmdb_checks import read_lmdb
 from fairchem_piwsl.datasets.published.npz_files import NpzSource
 from fairchem_piwsl.datasets.readers import AseSource, Source, split_slice
 from fairchem_piwsl.errors import UserError

@@ -14,8 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder, disk_sentence
-from fairchem_piwsl.jobs.command_line import read_arguments
-from fairchem_piwsl.jobs.flag_checks import check_flags, check_slurm
+from fairchem_piwsl.jobs.command_line import check_flags, check_slurm, read_arguments
 from fairchem_piwsl.jobs.resuming import check_start, is_finished
 from fairchem_piwsl.jobs.runner import Runner, rank_count, run
 from fairchem_piwsl.jobs.submission import build_configs, submit

@@ -36,7 +36,7 @@ from fairchem.core.models.base import GraphModelMixin
 from torch import Tensor, nn
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.models.autograd_forces import energy_and_forces
+from fairchem_piwsl.models.gradient_forces import energy_and_forces
 from fairchem_piwsl.models.mace_files import head_names, import_mace, make_copyable, read_model
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.models.autograd_forces import energy_and_forces
+from fairchem_piwsl.models.gradient_forces import energy_and_forces
 from fairchem_piwsl.models.sphere import splat_spectrum
 from fairchem_piwsl.models.spinconv_geometry import (
     edge_frames,

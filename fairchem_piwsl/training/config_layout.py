@@ -113,7 +113,7 @@ TASK = Block(
     }
 )
 
-#: names of the plugin's options, whose values `jobs.flag_checks` knows; others are sbatch's
+#: names of the plugin's options, whose values `jobs.command_line` knows; others are sbatch's
 SLURM = Block(named(ANYTHING, "max_timeouts setup signal_delay_s array_parallelism"), others=ANYTHING)
 
 

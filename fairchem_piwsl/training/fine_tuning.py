@@ -1,17 +1,35 @@
-"""Fine-tuning: start from the weights of a checkpoint, and from nothing else.
+"""Fine-tuning: start from the weights of a checkpoint and from nothing else, with element references that fit them.
 
 Unlike `--checkpoint`, which resumes a run with its step, optimizer and schedule, `optim.finetune_from` starts
 a new run. Normaliser and element references are those of the new config, hence of the new level of theory.
+
+    piwsl references CONFIG.yml element_references.npz
+
+A foundation model and new labels differ by the energies of isolated atoms at two levels of theory, hundreds of
+kcal/mol that training would otherwise have to unlearn first. CONFIG is the training config of the fine-tuning;
+its data set and model are read, and `optim.finetune_from` where the weights come from a checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from fairchem.core.common.utils import setup_imports
+from fairchem.core.datasets import data_list_collater
+from fairchem.core.datasets.base_dataset import create_dataset
 from fairchem.core.modules.scaling.compat import load_scales_compat
 from torch import nn
+from torch_geometric.data import Data
 
+from fairchem_piwsl.datasets.element_references import composition, fit_references
+from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoint_files import copy_averaged_weights, load_weights, read_checkpoint
+from fairchem_piwsl.training.preflight import build_model
 
 
 def start_from(model: nn.Module, path: str) -> None:
@@ -27,3 +45,45 @@ def start_from(model: nn.Module, path: str) -> None:
     if checkpoint.get("scale_dict"):
         load_scales_compat(model, checkpoint["scale_dict"])
     logging.info(f"Fine-tuning from the {'averaged ' if averaged else ''}weights of {path}.")
+
+
+def references_of_difference(
+    model: nn.Module, structures: Iterable[Data], ev_per_output: float = 1.0
+) -> np.ndarray:
+    """Energy of each element [119] in eV that brings the model's energies closest to the labels.
+
+    Args:
+        model: returns `energy` [B] in units of `ev_per_output`, without references.
+        structures: records with `energy` in eV, NaN where there is no label.
+        ev_per_output: eV in one unit of the model's energy.
+    """
+    model.eval()
+    compositions, differences = [], []
+    for structure in structures:
+        batch = data_list_collater([structure], otf_graph=True)
+        with torch.no_grad():
+            predicted = float(model(batch)["energy"]) * ev_per_output
+        compositions.append(composition(structure.atomic_numbers.long().numpy()))
+        differences.append(float(structure.energy) - predicted)
+    return fit_references(np.array(compositions), np.array(differences))
+
+
+def from_config(config: Mapping[str, Any]) -> np.ndarray:
+    """`references_of_difference` for the model and the training set of a fairchem config."""
+    setup_imports()
+    train = dict(config["dataset"]["train"])
+    if not Path(train["src"]).exists():
+        raise UserError(f"dataset.train.src: {train['src']} does not exist; make it with `piwsl prepare`.")
+    block = config["model"]
+    checkpoint = config["optim"].get("finetune_from")
+    if not (checkpoint or block.get("foundation") or block.get("finetune_config")):
+        raise UserError(
+            "the model of the config has random weights, to which no references can be fitted; name the weights "
+            "it starts from in optim.finetune_from or model.foundation."
+        )
+    model = build_model(block)
+    if checkpoint:
+        start_from(model, checkpoint)
+    unit = (train.pop("transforms", None) or {}).get("normalizer", {}).get("energy", {}).get("stdev", 1.0)
+    data = create_dataset(train, "train")
+    return references_of_difference(model, (data[i] for i in range(len(data))), unit)

@@ -15,10 +15,9 @@ from helpers_datasets import crystals, molecules, save
 from test_datasets_published import ethanol, write_sgdml
 from torch.utils.data import DataLoader
 
-from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
+from fairchem_piwsl.datasets.lmdb_checks import number_of_structures, unpickle
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.datasets.read import read_labelled, read_structure
-from fairchem_piwsl.datasets.safe_pickle import unpickle
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled, boxed, to_batch, to_data
 

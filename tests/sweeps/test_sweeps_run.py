@@ -25,8 +25,7 @@ from fairchem_piwsl.sweeps import launcher
 from fairchem_piwsl.sweeps.reporter import failure_reason
 from fairchem_piwsl.sweeps.results import best_config, open_sweep, summary
 from fairchem_piwsl.sweeps.study import REASON, counts, slots
-from fairchem_piwsl.sweeps.sweep_figures import figures
-from fairchem_piwsl.sweeps.sweep_report import write_report
+from fairchem_piwsl.sweeps.sweep_report import figures, write_report
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from conftest import (
 from torch import nn
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.training.fine_tuning_references import from_config, references_of_difference
+from fairchem_piwsl.training.fine_tuning import from_config, references_of_difference
 
 
 class Distances(nn.Module):
