@@ -6,7 +6,6 @@ Python as well, and that is imported only when its command runs, so that `piwsl 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ import typer
 from fairchem_piwsl.analysis import analysis_commands as analysis
 from fairchem_piwsl.datasets import prepare_command as datasets
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import disk_sentence
+from fairchem_piwsl.files import errors_as_sentences
 from fairchem_piwsl.sweeps.sweep_commands import sweep_app
 from fairchem_piwsl.upstream import installed_version, require_version_1
 
@@ -141,27 +140,18 @@ def _mace_export(
 
 def main() -> None:
     """Run `piwsl`; a `UserError` or a mistake in the options becomes one line on stderr and exit code 2."""
-    try:
-        code = app(standalone_mode=False)
-    except UserError as error:
-        print(f"piwsl: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except _UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been asked for by saying nothing
-            error.show()
-            raise SystemExit(2) from None
-        command = error.ctx.command_path if error.ctx else "piwsl"
-        message = " ".join(error.format_message().split()).rstrip(".")
-        print(f"piwsl: {message}; `{command} --help` lists what there is.", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if not (sentence := disk_sentence(error)):
-            raise
-        print(f"piwsl: {sentence}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except typer.Abort:
-        print("piwsl: interrupted.", file=sys.stderr)
-        raise SystemExit(130) from None
+    with errors_as_sentences("piwsl"):
+        try:
+            code = app(standalone_mode=False)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+        except _UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # the help has been asked for by saying nothing
+                error.show()
+                raise SystemExit(2) from None
+            command = error.ctx.command_path if error.ctx else "piwsl"
+            message = " ".join(error.format_message().split()).rstrip(".")
+            raise UserError(f"{message}; `{command} --help` lists what there is.") from None
     if code:
         raise SystemExit(code)
 

@@ -8,6 +8,8 @@ import math
 import os
 import re
 import secrets
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,6 +117,25 @@ def disk_sentence(error: OSError) -> str | None:
         return None
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror}; check its permissions and the free space."
+
+
+@contextmanager
+def errors_as_sentences(program: str) -> Iterator[None]:
+    """Whatever is the user's to put right in the block becomes one line on stderr, after `program`, and exit code 2.
+
+    Ctrl-C becomes one as well, with exit code 130.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        sentence = disk_sentence(error) if isinstance(error, OSError) else str(error)
+        if sentence is None:
+            raise
+        print(f"{program}: {sentence}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def check_output_folder(folder: str | os.PathLike[str], option: str = "--out") -> None:

@@ -77,12 +77,17 @@ def number_of_structures(source: str | Path) -> int:
     Raises:
         lmdb.Error: it is no LMDB, or does not exist.
     """
-    with (
-        lmdb.open(str(source), subdir=False, readonly=True, lock=False) as environment,
-        environment.begin() as transaction,
-    ):
-        stored = transaction.get(b"length")
-        return int(unpickle(stored)) if stored else environment.stat()["entries"]
+    with _open(source) as environment, environment.begin() as transaction:
+        return _length(transaction)
+
+
+def _open(path: str | Path) -> lmdb.Environment:
+    return lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+
+
+def _length(transaction: lmdb.Transaction) -> int:
+    stored = transaction.get(b"length")
+    return transaction.stat()["entries"] if stored is None else int(unpickle(stored))
 
 
 def check_complete(source: str | Path) -> None:
@@ -96,7 +101,7 @@ def check_complete(source: str | Path) -> None:
         size = path.stat().st_size
         if size < 2 * mmap.PAGESIZE:  # not even the two pages of the header
             raise lmdb.Error(f"{path.name} is cut off after {size} bytes")
-        with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment:
+        with _open(path) as environment:
             expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         # pages at the end that were given back before they were written make a file short, too
         if size < expected and not _survives_reading(path):
@@ -111,16 +116,13 @@ def _survives_reading(path: Path) -> bool:
 
 def read_lmdb(path: Path, limit: int | None = None) -> Iterator[Labelled]:
     """The structures of an LMDB file in eV and eV/Angstrom, the first `limit`; missing labels are NaN."""
-    import lmdb
-
     try:
         check_complete(path)
-        environment = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+        environment = _open(path)
     except (lmdb.Error, OSError) as error:
         raise UserError(f"{path}: not a readable LMDB ({error}); prepare it again.") from None
     with environment, environment.begin() as transaction:
-        length = transaction.get(b"length")
-        count = transaction.stat()["entries"] if length is None else unpickle(length)
+        count = _length(transaction)
         for key in range(count if limit is None else min(count, limit)):
             yield _structure(path, key, transaction.get(str(key).encode()))
 

@@ -24,6 +24,7 @@ from fairchem.core.common.utils import build_config
 from fairchem_piwsl.config import entries, read_yaml, with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.kinds import MAX_SEED, closest
+from fairchem_piwsl.training.config_layout import SLURM
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,19 +154,10 @@ def _check_seeds(option: str, seeds: list[int]) -> None:
 
 def check_slurm(options: Any) -> None:
     """Refuse a config's block `slurm` that would not be what it says in a batch script."""
-    if not isinstance(options, Mapping):
-        raise UserError(f"slurm is {options!r}: give a block such as {{constraint: a100}}.")
-    for key, value in options.items():
+    SLURM.check(options, "slurm")
+    for key in options:
         if not _SBATCH_KEY.fullmatch(str(key)):
             raise UserError(f"slurm.{key!r} is no option of sbatch: give its name without dashes in front.")
-        if key == "setup":
-            if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-                raise UserError(f"slurm.setup is {value!r}: give a list of shell commands.")
-        elif key in ("signal_delay_s", "array_parallelism", "max_timeouts"):
-            if not isinstance(value, int) or isinstance(value, bool) or value < (key != "max_timeouts"):
-                raise UserError(f"slurm.{key} is {value!r}: give a whole number of at least 1.")
-        elif isinstance(value, list | Mapping) or not str(value).isprintable():
-            raise UserError(f"slurm.{key} is {value!r}: give one line of text or a number.")
 
 
 def _flag(option: str) -> str:

@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_folder, disk_sentence
+from fairchem_piwsl.files import check_output_folder, errors_as_sentences
 from fairchem_piwsl.jobs.command_line import check_flags, check_slurm, read_arguments
 from fairchem_piwsl.jobs.resuming import check_start, is_finished
 from fairchem_piwsl.jobs.runner import Runner, rank_count, run
@@ -35,17 +35,8 @@ def main(arguments: list[str] | None = None, program: str = "main.py") -> None:
     becomes a line that says how to go on, and exit code 143.
     """
     setup_logging()
-    try:
+    with errors_as_sentences(program):
         start(arguments, program)
-    except (UserError, OSError) as error:
-        sentence = disk_sentence(error) if isinstance(error, OSError) else str(error)
-        if sentence is None:
-            raise
-        print(f"{program}: {sentence}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted.", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def start(arguments: list[str] | None, program: str) -> None:

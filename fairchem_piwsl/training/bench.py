@@ -38,7 +38,6 @@ class SeparateCallsTrainer(PIWSLForcesTrainer):
 class Variant:
     """One way of making a step."""
 
-    name: str
     trainer: PIWSLForcesTrainer
     batch: Batch
 
@@ -48,14 +47,6 @@ class Variant:
         self.trainer.model.train()
         out = self.trainer._forward(self.batch)
         self.trainer._backward(self.trainer._compute_loss(out, self.batch))
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Seconds of every step of a variant, and the peak of its tensors' memory in bytes."""
-
-    seconds: list[float]
-    peak_bytes: int
 
 
 def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: bool = False) -> dict[str, Any]:
@@ -76,33 +67,32 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
         raise UserError("optim.piwsl has no weight above zero, so there is nothing to compare; set c_pitc.")
     with tempfile.TemporaryDirectory() as folder:
         variants = _variants(config, Path(folder), cpu)
-        measured = _measure(list(variants.values()), rounds, warmup)
-    baseline = measured["baseline"]
-    pairs = {
-        "piwsl_over_baseline": ("piwsl", "baseline"),
-        "piwsl_over_enlarged_batch": ("piwsl", "enlarged batch"),
-        "three_calls_over_baseline": ("separate calls", "baseline"),
-    }
+        measured = _measure(variants, rounds, warmup)
+
+    def ratio(name: str, to: str) -> dict[str, float]:
+        pairs = zip(measured[name][0], measured[to][0], strict=True)
+        return _spread([a / b for a, b in pairs])
+
     ratios = {
-        name: _spread([a / b for a, b in zip(measured[x].seconds, measured[y].seconds, strict=True)])
-        for name, (x, y) in pairs.items()
+        "piwsl_over_baseline": ratio("piwsl", "baseline"),
+        "piwsl_over_enlarged_batch": ratio("piwsl", "enlarged batch"),
+        "three_calls_over_baseline": ratio("separate calls", "baseline"),
     }
-    trainer = variants["piwsl"].trainer
+    plain, enlarged = (variants[name].batch for name in ("baseline", "enlarged batch"))
     return {
-        "device": _device_name(trainer.device),
+        "device": _device_name(variants["piwsl"].trainer.device),
         "model": config["model"]["name"],
-        "structures": variants["baseline"].batch.num_graphs,
-        "atoms": variants["baseline"].batch.num_nodes,
-        "configurations": variants["enlarged batch"].batch.num_graphs
-        // variants["baseline"].batch.num_graphs,
+        "structures": plain.num_graphs,
+        "atoms": plain.num_nodes,
+        "configurations": enlarged.num_graphs // plain.num_graphs,
         "rounds": rounds,
         "variants": {
             name: {
-                "seconds": _spread(m.seconds),
-                "peak_bytes": m.peak_bytes,
-                "over_baseline": _spread([a / b for a, b in zip(m.seconds, baseline.seconds, strict=True)]),
+                "seconds": _spread(seconds),
+                "peak_bytes": peak,
+                "over_baseline": ratio(name, "baseline"),
             }
-            for name, m in measured.items()
+            for name, (seconds, peak) in measured.items()
         },
         "ratios": ratios,
         **{name: ratio["median"] for name, ratio in ratios.items()},
@@ -112,7 +102,9 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
 def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, Variant]:
     """All variants on the same structures; each has a model of its own with the same initial weights."""
     setup_imports()
-    config = _with_weak_terms_in_every_step(config)
+    config = copy.deepcopy(dict(config))
+    # without their schedule, which would leave the measured steps without weak terms
+    config["optim"]["piwsl"] |= {"start_step": 0, "ramp_steps": 0, "every_n_steps": 1}
     piwsl = _trainer(PIWSLForcesTrainer, config, folder, cpu)
     batch = next(iter(piwsl.train_loader)).to(piwsl.device)
     # the other trainers need no data set, and LMDB opens a file only once in a process
@@ -125,22 +117,11 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     configurations = 1 + piwsl.piwsl.needs_c + piwsl.piwsl.needs_b
     enlarged = stack(batch, [batch.pos] * configurations)
     return {
-        "baseline": Variant("baseline", _trainer(PIWSLForcesTrainer, plain, folder, cpu), batch),
-        "piwsl": Variant("piwsl", piwsl, batch),
-        "separate calls": Variant(
-            "separate calls", _trainer(SeparateCallsTrainer, separate, folder, cpu), batch
-        ),
-        "enlarged batch": Variant(
-            "enlarged batch", _trainer(PIWSLForcesTrainer, plain, folder, cpu), enlarged
-        ),
+        "baseline": Variant(_trainer(PIWSLForcesTrainer, plain, folder, cpu), batch),
+        "piwsl": Variant(piwsl, batch),
+        "separate calls": Variant(_trainer(SeparateCallsTrainer, separate, folder, cpu), batch),
+        "enlarged batch": Variant(_trainer(PIWSLForcesTrainer, plain, folder, cpu), enlarged),
     }
-
-
-def _with_weak_terms_in_every_step(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config without the schedule of its weak terms, which would leave the measured steps without them."""
-    changed: dict[str, Any] = copy.deepcopy(dict(config))
-    changed["optim"]["piwsl"] |= {"start_step": 0, "ramp_steps": 0, "every_n_steps": 1}
-    return changed
 
 
 def _trainer(
@@ -164,23 +145,24 @@ def _trainer(
     )
 
 
-def _measure(variants: list[Variant], rounds: int, warmup: int) -> dict[str, Measurement]:
+def _measure(variants: Mapping[str, Variant], rounds: int, warmup: int) -> dict[str, tuple[list[float], int]]:
+    """Seconds of every step of each variant, and the peak of its tensors' memory in bytes."""
     from rich.progress import track
 
-    device = variants[0].trainer.device
-    for variant in variants:
+    device = variants["piwsl"].trainer.device
+    for variant in variants.values():
         for _ in range(warmup):
             variant.step()
-    peaks = {variant.name: _peak_bytes(variant.step, device) for variant in variants}
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    peaks = {name: _peak_bytes(variant.step, device) for name, variant in variants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in track(range(rounds), description="measuring"):
-        for variant in variants:
+        for name, variant in variants.items():
             _wait(device)
             start = time.perf_counter()
             variant.step()
             _wait(device)
-            seconds[variant.name].append(time.perf_counter() - start)
-    return {name: Measurement(values, peaks[name]) for name, values in seconds.items()}
+            seconds[name].append(time.perf_counter() - start)
+    return {name: (seconds[name], peaks[name]) for name in variants}
 
 
 def _peak_bytes(step: Callable[[], None], device: torch.device) -> int:
@@ -230,19 +212,17 @@ def render(result: Mapping[str, Any]) -> Any:
     for heading in ("step", "ms", "over baseline", "peak memory, MB"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for name, variant in result["variants"].items():
-        ms, over = variant["seconds"], variant["over_baseline"]
-        table.add_row(
-            name,
-            f"{1e3 * ms['median']:.1f}",
-            f"{over['median']:.2f} [{over['lower_quartile']:.2f}, {over['upper_quartile']:.2f}]",
-            f"{variant['peak_bytes'] / 1e6:.0f}",
-        )
-    main = result["ratios"]["piwsl_over_enlarged_batch"]
+        ms = f"{1e3 * variant['seconds']['median']:.1f}"
+        memory = f"{variant['peak_bytes'] / 1e6:.0f}"
+        table.add_row(name, ms, _with_quartiles(variant["over_baseline"], 2), memory)
     table.add_section()
-    table.add_row(
-        "piwsl over enlarged batch",
-        "",
-        f"{main['median']:.3f} [{main['lower_quartile']:.3f}, {main['upper_quartile']:.3f}]",
-        "",
-    )
+    main = result["ratios"]["piwsl_over_enlarged_batch"]
+    table.add_row("piwsl over enlarged batch", "", _with_quartiles(main, 3), "")
     return table
+
+
+def _with_quartiles(spread: Mapping[str, float], digits: int) -> str:
+    median, lower, upper = (
+        f"{spread[key]:.{digits}f}" for key in ("median", "lower_quartile", "upper_quartile")
+    )
+    return f"{median} [{lower}, {upper}]"

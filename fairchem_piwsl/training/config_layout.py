@@ -113,8 +113,20 @@ TASK = Block(
     }
 )
 
-#: names of the plugin's options, whose values `jobs.command_line` knows; others are sbatch's
-SLURM = Block(named(ANYTHING, "max_timeouts setup signal_delay_s array_parallelism"), others=ANYTHING)
+_AT_LEAST_1 = Kind("a whole number of at least 1", whole(1).holds)
+_ONE_LINE = Kind(
+    "one line of text or a number",
+    lambda value: not isinstance(value, list | Mapping) and str(value).isprintable(),
+)
+#: the plugin's own options; all others are sbatch's
+SLURM = Block(
+    {
+        **named(_AT_LEAST_1, "signal_delay_s array_parallelism"),
+        "max_timeouts": whole(0),
+        "setup": Items(Kind("a shell command", lambda value: isinstance(value, str))),
+    },
+    others=_ONE_LINE,
+)
 
 
 def _logger() -> AnyKind:
