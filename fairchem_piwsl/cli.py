@@ -4,8 +4,6 @@ Every command is a thin wrapper: the work is done by a function of the package t
 Python as well, and that is imported only when its command runs, so that `piwsl --help` is instant.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -5,8 +5,6 @@ directory, or else from the including file. A key that two included files set is
 before what it includes.
 """
 
-from __future__ import annotations
-
 import ast
 import copy
 import itertools

@@ -1,7 +1,5 @@
 """Files that appear whole or not at all, strict JSON, and folders for results."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

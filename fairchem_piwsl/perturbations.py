@@ -5,8 +5,6 @@ number of atoms of each structure; lengths in Angstrom. Every random number come
 passed in, so a draw can be repeated.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

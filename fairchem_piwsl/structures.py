@@ -1,7 +1,5 @@
 """One labelled structure, its box, and its conversion to PyG; molecules in cells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

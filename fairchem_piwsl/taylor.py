@@ -4,8 +4,6 @@ Pure tensor functions. Shapes throughout: energies `[B]`, forces and displacemen
 (the structure of each atom). Any consistent units, e.g. kcal/mol and Angstrom.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 YAML has no names, so that configs repeat `KCAL_PER_MOL` as the literal 0.0433641.
 """
 
-from __future__ import annotations
-
 from ase import units
 
 from fairchem_piwsl.errors import UserError

@@ -1,7 +1,5 @@
 """The commands of `piwsl` that judge trained models: options here, work in the modules next door."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps

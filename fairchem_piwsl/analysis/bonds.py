@@ -1,7 +1,5 @@
 """Bonds of a structure: which atoms are bonded, what moves when a bond is stretched."""
 
-from __future__ import annotations
-
 import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic

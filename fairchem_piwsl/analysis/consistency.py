@@ -5,8 +5,6 @@ judge models with direct forces, with gradient forces, and with edge frames that
 cannot follow. Units: eV, Angstrom.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 

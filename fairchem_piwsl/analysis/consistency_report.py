@@ -1,7 +1,5 @@
 """The report behind `piwsl consistency`: all measures on a sample of a data set, and their plot."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from pathlib import Path

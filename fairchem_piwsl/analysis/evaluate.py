@@ -1,7 +1,5 @@
 """`piwsl evaluate`: how wrong are the energies and forces of trained models on a labelled data set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Short names for checkpoints, which tell them apart in tables and figures."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`piwsl profile`: the energy along a stretched bond, by several models and a reference calculator."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

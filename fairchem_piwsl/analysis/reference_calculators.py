@@ -1,7 +1,5 @@
 """Reference calculators to hold models against: GFN2-xTB (extra `xtb`) and ASE's EMT, for trying things out."""
 
-from __future__ import annotations
-
 from ase.calculators.calculator import Calculator
 
 from fairchem_piwsl.errors import UserError

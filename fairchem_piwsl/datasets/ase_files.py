@@ -1,7 +1,5 @@
 """Count and read frames of the file types that ASE knows, naming file and frame when one is broken."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

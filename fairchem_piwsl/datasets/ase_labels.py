@@ -1,7 +1,5 @@
 """Find the labels on an ASE Atoms object."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

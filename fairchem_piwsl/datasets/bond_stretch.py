@@ -1,7 +1,5 @@
 """The force constant of bonds to hydrogen: a scale of forces that nature gives, the same in every molecule."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Checks of single structures and of duplicates: what makes a data set unusable is refused."""
 
-from __future__ import annotations
-
 import numpy as np
 from ase.data import chemical_symbols
 

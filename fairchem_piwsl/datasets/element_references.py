@@ -1,7 +1,5 @@
 """Element references and label scales, fitted on the training split, in files that upstream loads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

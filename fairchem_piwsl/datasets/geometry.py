@@ -1,7 +1,5 @@
 """Distances in a structure: the shortest, how long its bonds are, and a fingerprint that finds duplicates."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

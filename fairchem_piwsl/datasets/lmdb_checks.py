@@ -3,8 +3,6 @@
 A read beyond the end of a file would kill the process.
 """
 
-from __future__ import annotations
-
 import io
 import mmap
 import pickle

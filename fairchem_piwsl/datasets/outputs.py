@@ -1,7 +1,5 @@
 """An output folder that appears whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Similar structures: how their energies differ, and how much work the forces do on the way."""
 
-from __future__ import annotations
-
 import warnings
 from typing import NamedTuple
 

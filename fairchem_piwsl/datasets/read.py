@@ -1,7 +1,5 @@
 """Labelled structures of one data set, whatever its format: LMDB, npz, or what ASE reads."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

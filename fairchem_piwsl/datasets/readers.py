@@ -4,8 +4,6 @@
 needs are parsed and none are kept, so a file may be larger than memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import re

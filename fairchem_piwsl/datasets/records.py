@@ -1,7 +1,5 @@
 """What is remembered of each structure while a data set is written: labels' statistics, not the structure."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fairchem_piwsl.datasets.element_references import composition

@@ -4,8 +4,6 @@ The test set is drawn first and the validation set last, so that for one seed th
 every training size, and a larger training set contains the smaller ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

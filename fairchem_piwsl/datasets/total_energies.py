@@ -1,7 +1,5 @@
 """What total energies say about themselves: whether they are those of all electrons, and whether they are per atom."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fairchem_piwsl.datasets.element_references import fit_references

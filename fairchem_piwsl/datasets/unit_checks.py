@@ -13,8 +13,6 @@ What contradicts one of these clearly is refused, weaker signs are warnings, and
 be judged, is said in a note.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`piwsl md`: dynamics from several seeds, time to failure, drift, distances against a reference."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The progress line of `piwsl md`: share done, temperature, ns/day, time left."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

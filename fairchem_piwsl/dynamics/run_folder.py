@@ -1,7 +1,5 @@
 """A dynamics run on disk: trajectory, log and exact state, such that it continues where it stopped."""
 
-from __future__ import annotations
-
 import csv
 import json
 import zipfile

@@ -1,7 +1,5 @@
 """Molecular dynamics with a stop at failure: one run from one seed, continued exactly where it stopped."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Molecules: a bond departs more than 0.5 Angstrom from its equilibrium length. Pe
 distribution function of a time window departs from the reference's. Both also see numbers that are not finite.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Names of runs become names of folders; what goes to SLURM becomes lines of a bat
 would begin a line of shell.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import itertools

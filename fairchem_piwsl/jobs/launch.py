@@ -1,7 +1,5 @@
 """fairchem's command line with the plugin loaded (`main.py`)."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

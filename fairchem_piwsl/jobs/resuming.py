@@ -5,8 +5,6 @@ a job does that SLURM queues again. Under its own name it must be the same run; 
 and says in what.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Mapping

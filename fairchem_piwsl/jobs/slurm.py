@@ -1,7 +1,5 @@
 """Jobs on SLURM, of trainings and of sweeps: what sends them, how they start, what they are called."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

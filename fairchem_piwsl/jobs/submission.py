@@ -1,7 +1,5 @@
 """From a command line to jobs: several configs and seeds, one job array."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import itertools

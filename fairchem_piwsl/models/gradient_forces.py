@@ -1,7 +1,5 @@
 """Forces as the energy gradient for models that predict energies ("GF" in the paper's tables)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -23,8 +23,6 @@ fairchem, and turns a trained checkpoint into a `.model` file for MACE's own pro
 Installation: `pip install --no-deps -r requirements-mace.txt`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -8,8 +8,6 @@ converts them and builds the same model anew with the installed e3nn. Written fi
 e3nn: MACE's own calculator reads them in the same environment, not where e3nn 0.4.4 is installed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

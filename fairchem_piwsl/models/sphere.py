@@ -7,8 +7,6 @@ longitude hat is replaced by its Fourier coefficients, and one batched matrix pr
 The grid itself is never formed, and a kernel as long as the circle costs one small matrix per frequency.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

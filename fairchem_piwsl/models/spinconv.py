@@ -13,8 +13,6 @@ model:
 ```
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Neighbours, frames and rotations of SpinConv as pure functions."""
 
-from __future__ import annotations
-
 import math
 
 import torch

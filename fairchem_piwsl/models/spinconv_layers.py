@@ -1,7 +1,5 @@
 """Building blocks of SpinConv. Parameter names are those of the published checkpoints."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Blocks of a sweep file as pydantic models, whose mistakes are one sentence with key and remedy."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 

@@ -8,8 +8,6 @@ launch.json  working directory, jobs   report/    plots and the HTML page
 ```
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

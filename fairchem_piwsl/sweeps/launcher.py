@@ -3,8 +3,6 @@
 The launcher may be killed at any time: it holds nothing that the study and the folder do not.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Iterator

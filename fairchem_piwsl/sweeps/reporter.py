@@ -1,7 +1,5 @@
 """What a trial calls after each validation, and what is kept of that."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What a sweep has found: a summary for people and programs, and the best config."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

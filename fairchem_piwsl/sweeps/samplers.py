@@ -1,7 +1,5 @@
 """Samplers and pruners by the names used in sweep files; their options are Optuna's."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a study lives: a journal file by default, which is safe on NFS, or a database by URL."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

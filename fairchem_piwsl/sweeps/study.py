@@ -6,8 +6,6 @@ or was preempted is closed as failed, with its reason, and a new waiting trial w
 slot; it continues the same run from its last checkpoint.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is checked before a sweep is written or a job is sent: names, folder, function, and the config of trials."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import logging

@@ -3,8 +3,6 @@
 Optuna's own figures take a trial that was tried again for several, and show none that failed.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

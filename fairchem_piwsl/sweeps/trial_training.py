@@ -1,7 +1,5 @@
 """One trial as a training: the config's own trainer, with every validation reported to the study."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A worker: claims waiting trials of a study and runs them until none is left or the budget is spent."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """The workers of a sweep as jobs: sending them, counting them, stopping them."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

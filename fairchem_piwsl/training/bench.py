@@ -3,8 +3,6 @@
 All variants take turns in one process, so that a ratio compares steps made within the same second.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import statistics

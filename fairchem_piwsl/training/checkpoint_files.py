@@ -6,8 +6,6 @@ else. Files of another kind need an explicit word: the option `--trust-checkpoin
 environment variable `PIWSL_TRUST_CHECKPOINT=1`, which jobs and ranks inherit.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import os

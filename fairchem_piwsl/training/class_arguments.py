@@ -1,7 +1,5 @@
 """What may be given to the classes that a config names: models, optimizers, schedulers and the like."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Iterable

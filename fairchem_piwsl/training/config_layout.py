@@ -4,8 +4,6 @@
 and the like depends on the class that is named there.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Whether a model's forces are the gradient of its energy, so that the weak terms have nothing to teach it."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch_geometric.data import Batch

@@ -8,8 +8,6 @@ next training step, and each of their pages then costs a fault. With the two or 
 PIWSL step that came to half of the step's time: 83 ms against 42 ms for the example's PaiNN on two cores.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

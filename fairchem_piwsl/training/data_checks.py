@@ -1,7 +1,5 @@
 """Data sets before a run: readable, separate for training and validation, labelled, and fit for the model."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import logging

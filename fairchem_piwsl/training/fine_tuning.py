@@ -10,8 +10,6 @@ kcal/mol that training would otherwise have to unlearn first. CONFIG is the trai
 its data set and model are read, and `optim.finetune_from` where the weights come from a checkpoint.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path

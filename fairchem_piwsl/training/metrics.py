@@ -5,8 +5,6 @@ root mean square is carried as a mean square, the root being taken last, and a m
 in the whole set is left out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Labels that are missing: NaN in every batch, ignored by every loss and metric."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Batches of a validation know their number, on which their displacements depend."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch.utils.data import DataLoader

@@ -4,8 +4,6 @@ The paper's weights hold for kcal/mol. Energies count from the normaliser's mean
 both cancel in every identity, and adding them would cost float32 its digits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks of a whole config before anything is written: keys and values, files, the model, the data sets."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path

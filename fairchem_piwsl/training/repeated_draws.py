@@ -1,7 +1,5 @@
 """Random numbers that are drawn for one copy of a batch and repeated for the others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

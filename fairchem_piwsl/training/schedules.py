@@ -1,7 +1,5 @@
 """Learning-rate schedules that are set in epochs and run in steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

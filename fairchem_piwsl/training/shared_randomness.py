@@ -5,8 +5,6 @@ and random edge frames would add noise far above that difference if every copy d
 numbers the residual of an undisplaced copy is zero.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -5,8 +5,6 @@
 `piwsl --help` waits for neither torch nor fairchem.
 """
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.metadata
 import importlib.util

@@ -1,7 +1,5 @@
 """fairchem writes checkpoints in place, and reads them with a loader that runs whatever code they hold."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -7,8 +7,6 @@ Euler angles, whose derivatives are infinite for edges along y). They are put in
 the method and the attributes that upstream's forward pass reads: no code of upstream is changed or copied.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Short names of the plugin's trainer and models in fairchem's registry."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

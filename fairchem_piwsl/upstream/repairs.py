@@ -1,7 +1,5 @@
 """What fairchem-core 1.10.0 needs on Pythons, numpys, scipys and torches that came after it."""
 
-from __future__ import annotations
-
 import warnings
 
 

@@ -1,7 +1,5 @@
 """How fairchem starts runs: their names, and the class that a job is made of."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Stand-ins for the compiled packages that fairchem-core 1.10.0 imports whether or not a model needs them."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.machinery
 import importlib.util

@@ -6,8 +6,6 @@ a NaN is passed on by `min` and `max` (torch_scatter skips it), and `reduce="mul
 fairchem does not use it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

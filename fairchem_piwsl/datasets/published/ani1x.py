@@ -1,7 +1,5 @@
 """ANI-1x, `ani1x-release.h5`: one HDF5 group for each formula, several levels of theory, NaN where one is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which npz file of rMD17, MD22 or MD17-CCSD(T) is for what, and the splits that follow."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """rMD17 and sGDML (MD22, MD17-CCSD(T)) files: many configurations of one molecule in an npz."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path

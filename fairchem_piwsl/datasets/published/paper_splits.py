@@ -1,7 +1,5 @@
 """The splits of the paper (B.1) for the sizes that a file really has."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

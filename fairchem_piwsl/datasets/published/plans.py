@@ -1,7 +1,5 @@
 """`piwsl prepare ani1x|rmd17|md22|md17_ccsd_t|tio2|lmnto PATH...`: the paper's data sets with the paper's splits."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path

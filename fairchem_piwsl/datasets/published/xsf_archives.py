@@ -1,7 +1,5 @@
 """TiO2 and LMNTO as published: XSF files with aenet's labels, in a tar archive or unpacked."""
 
-from __future__ import annotations
-
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
