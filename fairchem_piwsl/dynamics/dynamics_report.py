@@ -126,7 +126,7 @@ def watched_md(
     **options: Any,
 ) -> dict[str, Any]:
     """`run_md` for the command line: with a progress bar, and settings one by one."""
-    load = {"cpu": cpu, "gradient_forces": gradient_forces, "dtype": precision}
+    load: dict[str, Any] = {"cpu": cpu, "gradient_forces": gradient_forces, "dtype": precision}
     load = {} if options["calculator"] else load
     settings = MDSettings(ensemble, temperature, timestep, friction, interval)
     with progress_bar(options["steps"], timestep) as report:
