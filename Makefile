@@ -3,8 +3,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Environment of `make test-fairchem2`: fairchem-core 2, which has to live apart from 1.10.
-VENV_FAIRCHEM2 ?= .venv-fairchem2
+# Release and environment of `make test-fairchem2`: fairchem-core 2, which has to live apart from 1.10.
+FAIRCHEM2 ?= 2.24.0
+VENV_FAIRCHEM2 ?= .venv-fairchem2$(patsubst %,-%,$(filter-out 2.24.0,$(FAIRCHEM2)))
 # Environment of `make test-current`: current torch and numpy, which fairchem-core's own bounds exclude.
 VENV_CURRENT ?= .venv-current
 TORCH_CURRENT ?= torch==2.13.0
@@ -17,20 +18,24 @@ BENCH_FLAGS ?=
 PYTEST = -n $(TEST_PROCESSES) --dist loadgroup
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-current test-fairchem2 lint bench scatter
+.PHONY: help demo demo-fairchem2 test test-current test-fairchem2 lint bench scatter
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo          train with and without PIWSL on the example data, and compare"
+	@echo "make demo-fairchem2  the same with a model of fairchem-core 2, in an environment of its own"
 	@echo "make test          run the tests"
 	@echo "make test-current  run the tests with current torch and numpy 2"
-	@echo "make test-fairchem2  run the tests of the callback for fairchem-core 2, in an environment of its own"
+	@echo "make test-fairchem2  run the tests of the callback for fairchem-core 2, in an environment of its own (FAIRCHEM2=2.10.0: of an older release)"
 	@echo "make lint          ruff, mypy, yamllint"
 	@echo "make bench         time of a PIWSL step against a plain one"
 	@echo "make scatter       compile torch-scatter into the environment (optional)"
 
 demo: $(VENV)/.installed-run
 	$(VENV)/bin/python scripts/demo.py
+
+demo-fairchem2: $(VENV_FAIRCHEM2)/.installed-fairchem2
+	$(VENV_FAIRCHEM2)/bin/python -W ignore scripts/demo_fairchem2.py
 
 test: $(VENV)/.installed-test $(VENV)/.installed-mace
 	$(VENV)/bin/python -m pytest $(PYTEST) $(PYTEST_FLAGS)
@@ -77,7 +82,8 @@ $(VENV_CURRENT)/.installed-current: pyproject.toml requirements-current.txt | $(
 
 $(VENV_FAIRCHEM2)/.installed-fairchem2: requirements-fairchem2.txt | $(VENV_FAIRCHEM2)/bin/python
 	@echo "Installing into $(VENV_FAIRCHEM2): some minutes, once."
-	$(VENV_FAIRCHEM2)/bin/python $(PIP_INSTALL) -r requirements-fairchem2.txt pytest
+	sed 's/^fairchem-core==.*/fairchem-core==$(FAIRCHEM2)/' requirements-fairchem2.txt >$(VENV_FAIRCHEM2)/requirements.txt
+	$(VENV_FAIRCHEM2)/bin/python $(PIP_INSTALL) -r $(VENV_FAIRCHEM2)/requirements.txt pytest
 	$(VENV_FAIRCHEM2)/bin/python $(PIP_INSTALL) --no-deps -e .
 	@touch $@
 

@@ -1,5 +1,6 @@
-"""The weak losses on fairchem-core 2: one callback in a user's Hydra config."""
+"""The weak losses on fairchem-core 2: callbacks in a user's Hydra config."""
 
 from fairchem_piwsl.fairchem2.callback import PIWSLCallback
+from fairchem_piwsl.fairchem2.ema_warmup import EMAWarmup
 
-__all__ = ["PIWSLCallback"]
+__all__ = ["EMAWarmup", "PIWSLCallback"]

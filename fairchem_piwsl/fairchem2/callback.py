@@ -1,21 +1,23 @@
-"""`PIWSLCallback`: PITC and PISC for trainings of fairchem-core 2, by hooks around the model."""
+"""`PIWSLCallback`: PITC and PISC for trainings of fairchem-core 2, around the model's forward pass."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from fairchem.core.common import distutils, gp_utils
 from fairchem.core.modules.loss import DDPMTLoss
 from fairchem.core.modules.normalization.normalizer import Normalizer
 from fairchem.core.units.mlip_unit.mlip_unit import OutputSpec, Task
-from torch import Tensor, nn
 from torchtnt.framework.callback import Callback
 from torchtnt.framework.state import State
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.fairchem2.run_checks import BLOCK, check_settings, check_unit, inner_model
-from fairchem_piwsl.fairchem2.weak_forward import Step, WeakForward
+from fairchem_piwsl.fairchem2.weak_forward import WeakForward
+from fairchem_piwsl.perturbations import step_generator
 from fairchem_piwsl.settings import PIWSLSettings
 
 
@@ -45,10 +47,10 @@ class PIWSLCallback(Callback):
         except UserError as error:
             raise UserError(str(error).replace("optim.piwsl", BLOCK)) from None
         check_settings(self.settings)
-        self._handles: list[Any] = []
+        self._detach: Callable[[], Any] | None = None
 
     def on_train_start(self, state: State, unit: Any) -> None:
-        """Check the run and put the hooks around the model."""
+        """Check the run and stand around the model."""
         s = self.settings
         self._plain = list(unit.tasks)
         names = ["pitc"] * bool(s.c_pitc) + ["pisc"] * bool(s.c_pisc)
@@ -56,20 +58,22 @@ class PIWSLCallback(Callback):
         self._forward = WeakForward(s, self._plain)
         if s.weak:
             check_unit(unit, s)
-            self._handles = self._forward.attach(inner_model(unit.model))
+            self._detach = self._forward.attach(inner_model(unit.model))
 
     def on_train_step_start(self, state: State, unit: Any) -> None:
-        """Tell the hooks which step this is, and the unit which tasks the step has."""
+        """Say which step this is, and the unit which tasks the step has."""
         number = unit.train_progress.num_steps_completed + 1
         if self._weak and (ramp := self.settings.ramp(number)):
             rank = gp_utils.get_dp_rank() if gp_utils.initialized() else distutils.get_rank()
-            self._forward.step = Step(unit.job_config.seed or 0, rank, number, ramp)
+            device = torch.device(distutils.get_device_for_local_rank())
+            self._forward.ramp = ramp
+            self._forward.generator = step_generator(unit.job_config.seed or 0, rank, number, device)
             unit.tasks = self._plain + self._weak
 
     def on_train_step_end(self, state: State, unit: Any) -> None:
         """Leave validation alone; log the terms as often as upstream logs the loss."""
         terms = self._forward.terms
-        self._forward.step, self._forward.terms, unit.tasks = None, {}, self._plain
+        self._forward.ramp, self._forward.terms, unit.tasks = 0.0, {}, self._plain
         report = (unit.train_progress.num_steps_completed - 1) % unit.print_every == 0
         if terms and (report or unit.logger is not None):
             values = {f"train/loss_{name}": float(value) for name, value in terms.items()}
@@ -80,18 +84,18 @@ class PIWSLCallback(Callback):
 
     def on_train_end(self, state: State, unit: Any) -> None:
         """Leave model and unit as they were."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, unit.tasks = [], self._plain
+        if self._detach:
+            self._detach()
+        self._detach, unit.tasks = None, self._plain
 
     def on_exception(self, state: State, unit: Any, exc: BaseException) -> None:
         """As at the end of training."""
-        if self._handles:
+        if self._detach:
             self.on_train_end(state, unit)
 
 
 def weak_task(name: str, tasks: list[Task]) -> Task:
-    """A task whose loss is the value that the hooks put into the outputs, a mean over the structures of all ranks."""
+    """A task whose loss is its prediction, a mean over the structures of all ranks."""
     return Task(
         name=f"piwsl_{name}",
         level="system",
@@ -99,13 +103,5 @@ def weak_task(name: str, tasks: list[Task]) -> Task:
         out_spec=OutputSpec(dim=[1], dtype="float32"),
         normalizer=Normalizer(mean=0.0, rmsd=1.0),
         datasets=sorted({dataset for task in tasks for dataset in task.datasets}),
-        loss_fn=DDPMTLoss(loss_fn=GivenLoss()),
+        loss_fn=DDPMTLoss(lambda values, target, natoms: values),
     )
-
-
-class GivenLoss(nn.Module):
-    """A point loss that is its input: what the hooks compute is a loss already."""
-
-    def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
-        """`pred` [B, 1]."""
-        return pred

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,20 +13,27 @@ from torch import Tensor
 from fairchem_piwsl.losses import Prediction
 
 
-def own_tasks(tasks: Sequence[Task], kind: str, batch: AtomicData) -> Iterator[tuple[Task, Tensor]]:
-    """The tasks of the property `kind`, each with the structures [B] of its data sets."""
+def of_own_task(
+    tasks: Sequence[Task], kind: str, batch: AtomicData, value: Callable[[Task], Tensor], none: float
+) -> Tensor:
+    """`value` of the task of the property `kind` of each structure's data set, `none` where there is no such task.
+
+    Args:
+        value: of a task, for all structures of `batch`: [B], or [N, 3] for forces.
+    """
+    result = batch.pos.new_full([batch.num_graphs] if kind == "energy" else batch.pos.shape, none)
     for task in tasks:
         if task.property == kind:
-            mine = [name in task.datasets for name in batch.dataset]
-            yield task, torch.tensor(mine, device=batch.pos.device)
+            mine = torch.tensor([name in task.datasets for name in batch.dataset], device=batch.pos.device)
+            result = torch.where(mine if kind == "energy" else mine[batch.batch, None], value(task), result)
+    return result
 
 
 def have_both(tasks: Sequence[Task], batch: AtomicData) -> Tensor:
     """Which structures [B] belong to a data set whose energy and forces are predicted."""
-    both = torch.ones(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)
-    for kind in ("energy", "forces"):
-        both &= torch.stack([mine for _, mine in own_tasks(tasks, kind, batch)]).any(0)
-    return both
+    forces = {name for task in tasks if task.property == "forces" for name in task.datasets}
+    both = {name for task in tasks if task.property == "energy" for name in task.datasets} & forces
+    return torch.tensor([name in both for name in batch.dataset], device=batch.pos.device)
 
 
 def prediction(
@@ -42,24 +49,12 @@ def prediction(
         batch: the structures, or others with the same data sets and numbers of atoms in the same order.
         kcal: one energy unit of the labels in kcal/mol.
     """
-    energy: Tensor | float = 0.0
-    for task, mine in own_tasks(tasks, "energy", batch):
-        values = kcal * task.normalizer.rmsd * outputs[task.name]["energy"].view(-1)
-        energy = torch.where(mine, values, energy)
-    forces: Tensor | float = 0.0
-    for task, mine in own_tasks(tasks, "forces", batch):
-        values = kcal * task.normalizer.rmsd * outputs[task.name]["forces"].view(-1, 3)
-        forces = torch.where(mine[batch.batch, None], values, forces)
-    assert isinstance(energy, Tensor) and isinstance(forces, Tensor), "checked before training"  # noqa: PT018
-    return Prediction(energy, forces)
 
+    def own(kind: str, *shape: int) -> Tensor:
+        scaled = lambda task: kcal * task.normalizer.rmsd * outputs[task.name][kind].view(*shape)
+        return of_own_task(tasks, kind, batch, scaled, 0.0)
 
-def kcal_per_output(tasks: Sequence[Task], batch: AtomicData, kcal: float) -> Tensor:
-    """One unit of each structure's energy output in kcal/mol [B]."""
-    unit = torch.ones(batch.num_graphs, device=batch.pos.device)
-    for task, mine in own_tasks(tasks, "energy", batch):
-        unit = torch.where(mine, kcal * task.normalizer.rmsd, unit)
-    return unit
+    return Prediction(own("energy", -1), own("forces", -1, 3))
 
 
 def errors(
@@ -69,16 +64,16 @@ def errors(
 
     Where there is no force label it counts as 0 (Sec. A of the paper).
     """
-    energy = torch.full_like(predicted.energy, torch.nan)
-    for task, mine in own_tasks(tasks, "energy", batch):
-        target = batch[task.name].clone()
+
+    def energy_label(task: Task) -> Tensor:
+        label = batch[task.name]
         if task.element_references is not None:
-            target = task.element_references.apply_refs(batch, target)
-        target = kcal * (target - task.normalizer.mean).view(-1)
-        energy = torch.where(mine & target.isfinite(), predicted.energy - target.to(energy), energy)
-    forces = predicted.forces
-    for task, mine in own_tasks(tasks, "forces", batch):
-        target = batch[task.name].view(-1, 3)
-        known = mine[batch.batch, None] & target.isfinite()
-        forces = torch.where(known, predicted.forces - kcal * target, forces)
-    return energy, forces
+            label = task.element_references.apply_refs(batch, label)
+        return kcal * (label - task.normalizer.mean).view(-1).to(predicted.energy)
+
+    energy = of_own_task(tasks, "energy", batch, energy_label, torch.inf)
+    forces = of_own_task(tasks, "forces", batch, lambda task: kcal * batch[task.name].view(-1, 3), torch.inf)
+    return (
+        (predicted.energy - energy).where(energy.isfinite(), torch.nan),
+        predicted.forces - forces.where(forces.isfinite(), 0.0),
+    )

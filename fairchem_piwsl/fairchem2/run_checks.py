@@ -24,27 +24,30 @@ def check_settings(settings: PIWSLSettings) -> None:
 
 def check_unit(unit: Any, settings: PIWSLSettings) -> None:
     """Raise `UserError` where weak terms would be wrong or impossible in the training `unit`."""
+    key = "runner.train_eval_unit"
     if unit.bf16:
         raise UserError(
-            f"{BLOCK} needs energy differences of 0.01 kcal/mol, which bfloat16 does not hold; set "
-            "runner.train_eval_unit.bf16: False."
+            f"{BLOCK} needs energy differences of 0.01 kcal/mol, which bfloat16 does not hold; set {key}.bf16: False."
         )
     if str(unit.train_strategy) == "fsdp":
-        raise UserError(f"{BLOCK} does not work with FSDP; set runner.train_eval_unit.train_strategy: ddp.")
-    for name in ("energy", "forces"):
-        if not any(task.property == name for task in unit.tasks):
-            raise UserError(
-                f"{BLOCK} compares energies with forces, but no task has the property {name}; add one to "
-                "runner.train_eval_unit.tasks."
-            )
+        raise UserError(f"{BLOCK} does not work with FSDP; set {key}.train_strategy: ddp.")
+    for name in {"energy", "forces"} - {task.property for task in unit.tasks}:
+        raise UserError(
+            f"{BLOCK} compares energies with forces, but no task has the property {name}; add one to {key}.tasks."
+        )
     if getattr(unit, "tf32", False):
-        logging.warning("PIWSL: tf32 rounds energy differences; set runner.train_eval_unit.tf32: False.")
+        logging.warning(f"PIWSL: tf32 rounds energy differences; set {key}.tf32: False.")
     model = inner_model(unit.model)
     if model is None:
         raise UserError(
             f"{BLOCK} needs a model with a backbone and output heads (hydra); {type(unit.model).__name__} has none."
         )
-    _refuse_padding(model)
+    configs = [getattr(module, "global_cfg", None) for module in model.modules()]
+    if any(getattr(config, flag, False) for config in configs for flag in ("use_padding", "use_compile")):
+        raise UserError(
+            f"{BLOCK} enlarges batches, which a model compiled for padded sizes cannot take; set use_compile and "
+            "use_padding of the backbone to False."
+        )
     if not getattr(getattr(model.backbone, "regress_config", model.backbone), "direct_forces", False):
         if settings.k_2nd == 0:
             raise UserError(
@@ -57,13 +60,3 @@ def check_unit(unit: Any, settings: PIWSLSettings) -> None:
 def inner_model(model: nn.Module) -> Any:
     """The model with backbone and heads below DDP and the like, None where there is none."""
     return next((module for module in model.modules() if hasattr(module, "output_heads")), None)
-
-
-def _refuse_padding(model: nn.Module) -> None:
-    for module in model.modules():
-        config = getattr(module, "global_cfg", None)
-        if getattr(config, "use_padding", False) or getattr(config, "use_compile", False):
-            raise UserError(
-                f"{BLOCK} enlarges batches, which a model compiled for padded sizes cannot take; set use_compile and "
-                "use_padding of the backbone to False."
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,18 @@ def learning_curve(run: Result, metric: str) -> tuple[list[int], list[float]]:
     return curve.step.tolist(), curve.value.tolist()
 
 
-def plot(results: Sequence[Result], test: Path, path: Path, title: str) -> Path:
-    """Parity plots of energies and forces on the test set, and learning curves on the validation set."""
+def plot(
+    results: Sequence[Result],
+    test: Path,
+    path: Path,
+    title: str,
+    curve: Callable[[Result, str], tuple[list[int], list[float]]] = learning_curve,
+) -> Path:
+    """Parity plots of energies and forces on the test set, and learning curves on the validation set.
+
+    Args:
+        curve: steps and values of a run's `energy_rmse` or `forces_rmse` (label units).
+    """
     structures = read_labelled(test)
     energy = KCAL * np.array([s.energy for s in structures])
     energy -= energy.mean()
@@ -105,7 +115,7 @@ def plot(results: Sequence[Result], test: Path, path: Path, title: str) -> Path:
             parity_f.scatter(forces, KCAL * np.concatenate(prediction.forces).ravel(), **look, **dots)
             for axes, metric in ((curve_e, "energy_rmse"), (curve_f, "forces_rmse")):
                 for run in runs:
-                    steps, values = learning_curve(run, metric)
+                    steps, values = curve(run, metric)
                     axes.plot(
                         steps,
                         KCAL * np.array(values),

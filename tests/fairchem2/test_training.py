@@ -7,8 +7,9 @@ from pathlib import Path
 import helpers_fairchem2 as helpers
 import pytest
 import torch
+from torchtnt.framework.callback import Callback
 
-from fairchem_piwsl.fairchem2 import PIWSLCallback, weak_forward
+from fairchem_piwsl.fairchem2 import EMAWarmup, PIWSLCallback, weak_forward
 
 PITC = dict(c_pitc=1.0, k_2nd=0.5, eps_max=0.05)
 
@@ -73,16 +74,15 @@ def test_a_resumed_run_repeats_the_draws_of_an_uninterrupted_one(monkeypatch: py
         torch.testing.assert_close(a, b, rtol=2e-7, atol=1e-7)
 
 
-def test_the_model_is_left_without_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     unit = helpers.unit(helpers.model())
     inner = unit.model.module
     helpers.fit(unit, [helpers.batch()], [PIWSLCallback(**PITC)])
-    assert not inner._forward_hooks
-    assert not inner._forward_pre_hooks
+    assert "forward" not in vars(inner)
     monkeypatch.setattr(weak_forward, "draw", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         helpers.fit(unit, [helpers.batch()], [PIWSLCallback(**PITC)], 2)
-    assert not inner._forward_hooks
+    assert "forward" not in vars(inner)
     assert inner.backbone.otf_graph
     assert [task.name for task in unit.tasks] == ["energy", "forces"]
 
@@ -140,3 +140,20 @@ def test_missing_labels_leave_training_finite_and_the_structure_in_the_term() ->
             values.append(kept["pitc"])
         if kind == "uniform":
             assert torch.equal(*values)
+
+
+def test_the_average_with_warm_up_forgets_the_initial_weights() -> None:
+    class Record(Callback):
+        def __init__(self) -> None:
+            self.expected: list[torch.Tensor] = []
+
+        def on_train_step_end(self, state, unit) -> None:
+            n, now = unit.train_progress.num_steps_completed - 1, helpers.parameters(unit)
+            decay = min(0.3, (1 + n) / (10 + n))
+            before = self.expected or now
+            self.expected = [decay * a + (1 - decay) * b for a, b in zip(before, now, strict=True)]
+
+    unit, record = helpers.unit(helpers.model(), ema_decay=0.3), Record()
+    helpers.fit(unit, [helpers.batch()] * 6, [EMAWarmup(), record])
+    for average, expected in zip(unit.ema_model.module.parameters(), record.expected, strict=True):
+        torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-7)

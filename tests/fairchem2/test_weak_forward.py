@@ -11,7 +11,8 @@ import torch
 from fairchem.core.models.uma import escn_md
 
 from fairchem_piwsl.fairchem2 import heads, neighbour_lists, weak_forward
-from fairchem_piwsl.fairchem2.weak_forward import Step, WeakForward
+from fairchem_piwsl.fairchem2.weak_forward import WeakForward
+from fairchem_piwsl.perturbations import step_generator
 from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.units import KCAL_PER_MOL
 
@@ -22,7 +23,7 @@ def hooked(model, tasks=TASKS, **settings) -> WeakForward:
     """Hooks around `model`, ready for a step."""
     forward = WeakForward(PIWSLSettings(**settings), tasks)
     forward.attach(model)
-    forward.step = Step(seed=0, rank=0, number=1, ramp=1.0)
+    forward.ramp, forward.generator = 1.0, step_generator(0, 0, 1, torch.device("cpu"))
     return forward
 
 
@@ -45,7 +46,7 @@ def test_order_of_convergence_of_a_conservative_model(k: float, order: int) -> N
     for eps in (0.01, 0.005, 0.0025):
         forward = hooked(model, c_pitc=1.0, k_2nd=k, eps_max=eps, magnitude="fixed")
         out = model(batch)["piwsl_pitc"]["value"].detach()
-        forward.step = None
+        forward.ramp = 0.0
         residuals.append(float(out.sqrt().mean()))
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(residuals)]
     assert all(abs(slope - order) < 0.25 for slope in slopes), slopes
@@ -58,6 +59,22 @@ def test_outputs_at_a_are_those_of_the_plain_model() -> None:
     out = model(batch)
     torch.testing.assert_close(out["energy"]["energy"], plain["energy"]["energy"])
     torch.testing.assert_close(out["forces"]["forces"], plain["forces"]["forces"])
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_stress_heads_are_untouched(direct: bool) -> None:
+    if direct:
+        heads = helpers.DIRECT | {"stress": {"module": helpers.MODULE + "MLP_Stress_Head"}}
+        model = helpers.model(heads, lmax=2, mmax=2).double()
+    else:
+        model = helpers.model(direct_forces=False, regress_stress=True).double()
+    batch = helpers.batch(torch.float64, periodic=True)
+    plain = model(batch.clone())["stress"]["stress"]
+    assert plain.abs().max() > 1e-4
+    forward = hooked(model, c_pitc=1.0, k_2nd=0.5)
+    out = model(batch)
+    assert forward.terms["pitc"] > 0
+    torch.testing.assert_close(out["stress"]["stress"], plain, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("otf", [True, False])
@@ -150,8 +167,9 @@ def test_the_term_is_eq_3_in_kcal_and_in_units_of_the_energy_output() -> None:
     model, batch = helpers.model().double(), helpers.batch(torch.float64)
     forward = hooked(model, tasks, c_pitc=2.0, eps_max=0.05, magnitude="fixed")
     [pos] = seen_positions(model, batch)
+    forward.generator = step_generator(0, 0, 1, torch.device("cpu"))
     value = model(batch)["piwsl_pitc"]["value"]
-    forward.step = None
+    forward.ramp = 0.0
     dr = pos.view(2, -1, 3)[1] - batch.pos
     moved = batch.clone()
     moved.pos = batch.pos + dr
@@ -199,7 +217,7 @@ def test_dropout_is_shared_by_the_copies(rates: dict) -> None:
     batch = helpers.batch(torch.float64)
     first = model(batch)["energy"]["energy"]
     assert max(forward.terms.values()) < 1e-9
-    forward.step = None
+    forward.ramp = 0.0
     assert torch.allclose(first, model(batch)["energy"]["energy"], rtol=1e-9) == (not rates)
 
 

@@ -1,0 +1,138 @@
+"""Train one config of fairchem 2 with several methods and seeds, and compare their errors on the test set.
+
+Each run is fairchem's own command line in a process of its own. A run that has finished is not repeated, and one
+that was interrupted continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import ase.db
+import ase.io
+
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import read_json, write_json
+from recipes.compare import Result, rmse_of
+
+#: steps between the lines of a log that tell the step
+PRINT_EVERY = 50
+
+
+def compare(
+    config: Path,
+    methods: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    structures: Path,
+    out: Path,
+    side_by_side: int = 2,
+) -> list[Result]:
+    """Train and evaluate every method with every seed, in the order of the seeds.
+
+    Args:
+        config: a config of fairchem 2 with the key `data`.
+        methods: name -> overrides that turn the config into this method.
+        structures: folder with train, val and test.extxyz.gz.
+        out: folder of all runs, `out/METHOD/seedN`, and of the data set.
+        side_by_side: trainings at the same time, each on one thread.
+    """
+    data = written(structures, out / "data")
+    runs = [
+        (method, seed, out / re.sub(r"\W+", "_", method) / f"seed{seed}")
+        for seed in seeds
+        for method in methods
+    ]
+
+    def result(run: tuple[str, int, Path]) -> Result:
+        method, seed, folder = run
+        fixed = [f"data={data}", f"job.seed={seed}", f"job.run_dir={folder}", "job.timestamp_id=run"]
+        seconds = train(config, [*methods[method], *fixed], folder, f"{method}, seed {seed}")
+        return evaluated(method, seed, folder, structures / "test.extxyz.gz", seconds)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        return list(pool.map(result, runs))
+
+
+def written(structures: Path, data: Path) -> Path:
+    """ASE databases of the training and validation structures, written once."""
+    for split in ("train", "val"):
+        path = data / f"{split}.aselmdb"
+        if not path.exists():
+            data.mkdir(parents=True, exist_ok=True)
+            with ase.db.connect(data / f".{split}.aselmdb", append=False) as database:
+                for atoms in ase.io.read(structures / f"{split}.extxyz.gz", ":"):
+                    database.write(atoms)
+            (data / f".{split}.aselmdb").rename(path)
+    return data.resolve()
+
+
+def train(config: Path, overrides: Sequence[str], folder: Path, label: str) -> float:
+    """Run fairchem's training on one thread, its output in `train.log`; returns its seconds on the processor.
+
+    Raises:
+        UserError: training failed (the message holds the last line of its output), or the folder holds a run
+            with other settings.
+    """
+    settings = {"config": config.read_text(), "overrides": list(overrides)}
+    noted, finished = folder / "settings.json", folder / "trained.json"
+    if noted.exists() and read_json(noted) != settings:
+        raise UserError(f"{folder} holds a run with other settings; remove it, or choose another folder.")
+    write_json(noted, settings)
+    if finished.exists():
+        return read_json(finished)["train_seconds"]
+    interrupted = sorted(folder.glob("run/checkpoints/step_*/resume.yaml"), key=_step)
+    start = ["-c", str(interrupted[-1])] if interrupted else ["-c", str(config), *overrides]
+    command = [str(Path(sys.executable).with_name("fairchem")), *start]
+    print(f"{label}: training{' goes on' if interrupted else ''}", flush=True)
+    with (folder / "train.log").open("a") as log:
+        log.write(f"\n{' '.join(command)}\n")
+        log.flush()
+        pid = os.posix_spawn(
+            command[0],
+            command,
+            os.environ | {"OMP_NUM_THREADS": "1"},
+            file_actions=[(os.POSIX_SPAWN_DUP2, log.fileno(), 1), (os.POSIX_SPAWN_DUP2, log.fileno(), 2)],
+        )
+        _, status, usage = os.wait4(pid, 0)
+    if status:
+        last = (folder / "train.log").read_text().strip().splitlines()[-1]
+        raise UserError(f"training '{label}' failed, see {folder / 'train.log'}: {last}")
+    seconds = usage.ru_utime + usage.ru_stime
+    write_json(finished, {"train_seconds": seconds})
+    return seconds
+
+
+def evaluated(method: str, seed: int, folder: Path, test: Path, seconds: float) -> Result:
+    """The errors of a trained model, computed once."""
+    path = folder / "result.json"
+    if path.exists():
+        return Result(**read_json(path))
+    checkpoint = folder / "run" / "checkpoints" / "final" / "inference_ckpt.pt"
+    energy, forces = rmse_of(checkpoint, test)
+    result = Result(method, seed, energy, forces, train_seconds=seconds, checkpoint=str(checkpoint))
+    write_json(path, asdict(result))
+    return result
+
+
+def learning_curve(run: Result, metric: str) -> tuple[list[int], list[float]]:
+    """Steps and values of `energy_rmse` (eV) or `forces_rmse` (eV/Angstrom) on the validation set, from the log."""
+    log = (Path(run.checkpoint).parents[3] / "train.log").read_text()
+    name = metric.removesuffix("_rmse")
+    steps, values, step = [], [], 0
+    for found in re.finditer(rf"'train/step': (\d+)|val/\w+\.val,{name},mse: ([\d.e+-]+)", log):
+        if found[1]:
+            step = int(found[1]) + PRINT_EVERY
+        else:
+            steps.append(step)
+            values.append(float(found[2]) ** 0.5)
+    return steps, values
+
+
+def _step(resume: Path) -> int:
+    return int(resume.parent.name.removeprefix("step_"))
