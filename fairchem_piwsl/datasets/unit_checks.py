@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fairchem_piwsl.datasets.ase_labels import LabelOptions
-from fairchem_piwsl.datasets.bond_stretch import hydrogen_stretch
 from fairchem_piwsl.datasets.element_references import fit_references
-from fairchem_piwsl.datasets.pair_work import Pairs, similar_pairs
+from fairchem_piwsl.datasets.force_scales import Pairs, hydrogen_stretch, similar_pairs
 from fairchem_piwsl.datasets.records import Records
 from fairchem_piwsl.datasets.total_energies import energies_of_electrons, grows_with_size
 from fairchem_piwsl.errors import UserError

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -111,25 +111,14 @@ def run_md(
     return result
 
 
-def watched_md(
-    checkpoint: Path | None,
-    structure: Path,
-    *,
-    ensemble: str,
-    temperature: float,
-    timestep: float,
-    friction: float,
-    interval: int,
-    precision: str,
-    cpu: bool,
-    gradient_forces: bool,
-    **options: Any,
-) -> dict[str, Any]:
-    """`run_md` for the command line: with a progress bar, and settings one by one."""
-    load: dict[str, Any] = {"cpu": cpu, "gradient_forces": gradient_forces, "dtype": precision}
-    load = {} if options["calculator"] else load
-    settings = MDSettings(ensemble, temperature, timestep, friction, interval)
-    with progress_bar(options["steps"], timestep) as report:
+def watched_md(checkpoint: Path | None, structure: Path, **options: Any) -> dict[str, Any]:
+    """`run_md` for the command line: with a progress bar, and with `MDSettings` and the model's options one by one."""
+    settings = MDSettings(**{field.name: options.pop(field.name) for field in fields(MDSettings)})
+    load: dict[str, Any] = {"cpu": options.pop("cpu"), "gradient_forces": options.pop("gradient_forces")}
+    load["dtype"] = options.pop("precision")
+    if options["calculator"]:
+        load = {}
+    with progress_bar(options["steps"], settings.timestep) as report:
         return run_md(checkpoint, structure, settings, report=report, **options, **load)
 
 

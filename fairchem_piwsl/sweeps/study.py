@@ -1,7 +1,7 @@
 """The study of a sweep: its trials as slots to be claimed, handed back and retried.
 
-`start` puts one waiting trial per slot into the study; workers only ever claim waiting trials. So the number
-of trials is exact whatever the number of workers, and no worker has to ask another. A trial whose worker died
+`start` puts one waiting trial per slot into the study; workers only ever claim waiting trials (Optuna's own `ask`
+makes new ones). So the number of trials is exact whatever the number of workers, and no worker has to ask another. A trial whose worker died
 or was preempted is closed as failed, with its reason, and a new waiting trial with the same values takes its
 slot; it continues the same run from its last checkpoint.
 """

@@ -73,8 +73,7 @@ def status(
 
     from fairchem_piwsl.sweeps.results import open_sweep, summary
 
-    sweep, study = open_sweep(folder)
-    state = summary(sweep, study, folder)
+    state = summary(*open_sweep(folder), folder)
     if as_json:
         print(json.dumps(state, indent=2))
     else:
@@ -152,7 +151,6 @@ def _print_summary(folder: Path, detach: bool) -> None:
 
     from fairchem_piwsl.sweeps.results import open_sweep, summary
 
-    sweep, study = open_sweep(folder)
-    rich_print(render(summary(sweep, study, folder)))
+    rich_print(render(summary(*open_sweep(folder), folder)))
     if detach:
         print(f"look after it with: piwsl sweep status {folder}")

@@ -246,14 +246,12 @@ def _check_files(config: Mapping[str, Any]) -> None:
         for name, entry in [("", block), *inner]:
             if "file" in entry:
                 _check_values_file(Path(entry["file"]), f"dataset.train.transforms.{kind}{name}.file", kind)
-            elif kind == "normalizer" and name not in ("", ".fit") and not _complete(entry):
+                continue
+            complete = "tensor" in entry or ("mean" in entry and ("stdev" in entry or "rmsd" in entry))
+            if kind == "normalizer" and name not in ("", ".fit") and not complete:
                 raise UserError(
                     f"dataset.train.transforms.normalizer{name} needs mean and stdev, or a file; add what is missing."
                 )
-
-
-def _complete(entry: Mapping[str, Any]) -> bool:
-    return "tensor" in entry or ("mean" in entry and ("stdev" in entry or "rmsd" in entry))
 
 
 def _check_values_file(path: Path, key: str, kind: str) -> None:

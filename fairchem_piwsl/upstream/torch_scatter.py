@@ -1,6 +1,7 @@
 """The four functions of torch_scatter that fairchem-core 1.10.0 imports, on torch's own operations.
 
-They serve where the compiled package is missing (see `upstream.py`). Values, shapes and gradients follow
+They serve where the compiled package is missing (see `stand_ins.py`). torch_geometric's `scatter` has other
+gradients where extremes are equal, takes no `out` and no index of several dimensions. Values, shapes and gradients follow
 torch_scatter 2.1; of several equal extremes the first receives the gradient. Two points differ on purpose:
 a NaN is passed on by `min` and `max` (torch_scatter skips it), and `reduce="mul"` is not offered, since
 fairchem does not use it.

@@ -9,9 +9,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from helpers_datasets import crystals, molecules, records, save
 
 from fairchem_piwsl.datasets.ase_labels import LabelOptions, to_structure
-from fairchem_piwsl.datasets.bond_stretch import hydrogen_stretch
+from fairchem_piwsl.datasets.force_scales import hydrogen_stretch, similar_pairs
 from fairchem_piwsl.datasets.geometry import distances
-from fairchem_piwsl.datasets.pair_work import similar_pairs
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled

@@ -113,21 +113,15 @@ def _published_pair(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
     order = np.arange(n_file)
     if request.seed:  # seed 0 keeps the published order
         order = np.random.default_rng(request.seed).permutation(n_file)
-    notes = [
-        f"Published {'split ' + roles.split if roles.split else 'splits'} kept: train from {roles.train.name}, "
-        f"test from {roles.test.name}."
-    ]
+    kept = f"split {roles.split}" if roles.split else "splits"
+    notes = [f"Published {kept} kept: train from {roles.train.name}, test from {roles.test.name}."]
     taken = {*roles.test.keys(), *roles.train.keys()}
     others, _ = _distinct(roles.rest, taken)
-    n_train = min(paper.trainings[-1], n_file) if request.train is None else request.train
+    n_train = _train_size(n_file, paper, request, roles.train.name)
     if request.train is None and n_train == n_file and not len(others):
         n_train = max((n for n in paper.trainings if n < n_file), default=n_file // 2)
         notes.append(
             f"Training on all {n_file} would leave none for validation: the training set has {n_train}."
-        )
-    if n_train > n_file:
-        raise UserError(
-            f"{roles.train.name} holds {n_file} structures but --train asks for {n_train}: lower it."
         )
     rest = np.concatenate([order[n_train:][::-1], n_file + others])
     sizes = _published_sizes(Chosen(n_train, len(rest), n_test, notes), paper, request, roles.train.name)
@@ -153,11 +147,7 @@ def _published_index(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
         )
     rng = np.random.default_rng(request.seed)
     train = rows["train"] if request.seed == 0 else rng.permutation(rows["train"])
-    n_train = min(paper.trainings[-1], len(train)) if request.train is None else request.train
-    if n_train > len(train):
-        raise UserError(
-            f"Split {roles.split} has {len(train)} training structures, not {n_train}: lower --train."
-        )
+    n_train = _train_size(len(train), paper, request, f"Split {roles.split}")
     others = np.setdiff1d(np.arange(total), np.concatenate(list(rows.values())))
     others = np.random.default_rng(request.seed).permutation(others)
     notes = [
@@ -175,6 +165,14 @@ def _published_index(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
         {},
         sizes.notes,
     )
+
+
+def _train_size(total: int, paper: PaperSplit, request: Request, name: str) -> int:
+    """As asked for, or as in the paper, out of the `total` that `name` has for training."""
+    size = min(paper.trainings[-1], total) if request.train is None else request.train
+    if size > total:
+        raise UserError(f"{name} holds {total} structures but --train asks for {size}: lower it.")
+    return size
 
 
 def _rows(path: Path) -> np.ndarray:
