@@ -29,10 +29,11 @@ Results = Mapping[str, Any]
 E, F = "energy RMSE, kcal/mol", "forces RMSE, kcal/mol/Å"
 CHANGE = "change [95 %]"
 MARKED = re.compile(
-    r"(?P<start><!-- results: (?P<recipe>\S+) (?P<table>\S+)(?: (?P<pattern>\S+))? -->\n)"
+    r"(?P<start>^<!-- results: (?P<recipe>\S+) (?P<table>\S+)(?: (?P<pattern>\S+))? -->\n)"
     r"(?P<body>.*?)(?P<end><!-- end of results -->)",
-    re.DOTALL,
+    re.DOTALL | re.MULTILINE,
 )
+START = re.compile(r"^<!-- results: ", re.MULTILINE)
 
 
 def comparison(results: Results, pattern: str = "*") -> str:
@@ -160,7 +161,7 @@ TABLES: dict[str, Callable[[Results, str], str]] = {
 def fill(page: str, read: Callable[[str], Results]) -> str:
     """A markdown page with each marked table written anew.
 
-    A table stands between `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`; TABLE is one of
+    A table stands between a line `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`; TABLE is one of
     `TABLES`, the shell pattern of `<data set>/<model>` may be left out.
 
     Args:
@@ -170,7 +171,7 @@ def fill(page: str, read: Callable[[str], Results]) -> str:
     Raises:
         UserError: a table is not known, or a mark has no end.
     """
-    if page.count("<!-- results: ") != sum(1 for _ in _marks(page)):
+    if len(START.findall(page)) != sum(1 for _ in _marks(page)):
         raise UserError(
             "a mark '<!-- results: RECIPE TABLE -->' lacks its '<!-- end of results -->'; add it."
         )
@@ -186,7 +187,7 @@ def fill(page: str, read: Callable[[str], Results]) -> str:
 
 def _marks(page: str) -> Iterator[re.Match[str]]:
     """Marks of tables, each with its own end."""
-    return (mark for mark in MARKED.finditer(page) if "<!-- results: " not in mark["body"])
+    return (mark for mark in MARKED.finditer(page) if not START.search(mark["body"]))
 
 
 def _errors(runs: Sequence[Run], against: tuple[Change | None, Change | None]) -> list[str]:

@@ -13,9 +13,11 @@ from fairchem_piwsl.errors import UserError
 
 
 def test_small_molecules_are_nested_and_apart_from_validation(tmp_path):
-    structures = labelled_molecules(40)
+    structures, others = labelled_molecules(40), labelled_molecules(3, seed=1)
+    for atoms in (*structures, *others):
+        atoms.get_forces()  # calculated, so that they are written
     write(tmp_path / "small_mols_train_eV.extxyz", structures)
-    write(tmp_path / "small_mols_test_eV.extxyz", labelled_molecules(3, seed=1))
+    write(tmp_path / "small_mols_test_eV.extxyz", others)
     places = {}
     for train in published_data.SMALL_MOLECULES:
         published_data.small_molecules(tmp_path, train, tmp_path / str(train))
