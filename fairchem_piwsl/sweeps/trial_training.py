@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,13 +193,9 @@ def _clean_up() -> None:
     from fairchem.core.common import distutils
 
     distutils.cleanup()
-    try:
-        import wandb
-
-        if wandb.run is not None:
-            wandb.finish()
-    except ImportError:
-        pass
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
