@@ -75,7 +75,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Either:
-    """One of several kinds; a value that is of none is judged by the last whose type it has."""
+    """One of several kinds; a value that is of none is judged by the last but null whose type it has."""
 
     kinds: tuple[AnyKind, ...]
 
@@ -88,26 +88,15 @@ class Either:
             except UserError as error:
                 errors.append(error)
         inside = Block if isinstance(value, Mapping) else Items if isinstance(value, list) else Kind
-        fitting = [error for kind, error in zip(self.kinds, errors, strict=True) if isinstance(kind, inside)]
+        judged = zip(self.kinds, errors, strict=True)
+        fitting = [error for kind, error in judged if isinstance(kind, inside) and kind is not NOTHING]
         raise (fitting or errors)[-1]
-
-
-@dataclass(frozen=True)
-class Nullable:
-    """A kind, or null."""
-
-    kind: AnyKind
-
-    def check(self, value: Any, key: str) -> None:
-        """Raise for what is neither."""
-        if value is not None:
-            self.kind.check(value, key)
 
 
 #: the largest seed that numpy takes
 MAX_SEED = 2**32 - 1
 
-AnyKind = Kind | Block | Items | Either | Nullable
+AnyKind = Kind | Block | Items | Either
 
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("text", lambda value: isinstance(value, str) and value != "")
@@ -157,7 +146,7 @@ def optional(kind: AnyKind) -> AnyKind:
     """`kind` or null."""
     if isinstance(kind, Kind):
         return Kind(f"{kind.wanted}, or null", lambda value: value is None or kind.holds(value))
-    return Nullable(kind)
+    return Either((NOTHING, kind))
 
 
 def named(kind: AnyKind, names: str) -> dict[str, AnyKind]:

@@ -3,8 +3,7 @@
 import numpy as np
 from ase.data import chemical_symbols
 
-from fairchem_piwsl.datasets.geometry import FINGERPRINT_TOLERANCE
-from fairchem_piwsl.datasets.records import Records
+from fairchem_piwsl.datasets.records import FINGERPRINT_TOLERANCE, Records
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled
 

@@ -74,7 +74,8 @@ def open_sources(patterns: Sequence[str | Path], options: LabelOptions) -> list[
     sources: list[AseSource] = []
     for pattern in patterns:
         text, frames = split_slice(str(pattern))
-        paths = [Path(p) for p in sorted(glob.glob(text, recursive=True))] if _is_glob(text) else [Path(text)]
+        is_glob = glob.has_magic(text) and not Path(text).exists()
+        paths = [Path(p) for p in sorted(glob.glob(text, recursive=True))] if is_glob else [Path(text)]
         if not paths:
             raise UserError(f"{text} matches no file; give the names of files that exist.")
         for path in paths:
@@ -125,10 +126,6 @@ def _file_type(path: Path) -> str:
         if name in ioformats:
             return name
     raise UserError(f"{path} is of no type that ASE knows; convert it to extxyz.")
-
-
-def _is_glob(text: str) -> bool:
-    return glob.has_magic(text) and not Path(text).exists()
 
 
 def _make_names_unique(sources: list[AseSource]) -> None:

@@ -78,7 +78,8 @@ def check_units(
         notes.append(f"Units: {'; '.join(findings.fits)}.")
     if findings.untold:
         notes.append(f"Not told by the labels: {'; '.join(findings.untold)}.")
-    return [_sentence(text) for text in (*findings.wrong, *findings.doubts)], notes
+    doubts = [*findings.wrong, *findings.doubts]
+    return [text[0].upper() + text[1:] + ("" if text.endswith("?") else ".") for text in doubts], notes
 
 
 def _lengths(ratios: np.ndarray, labels: LabelOptions, findings: Findings) -> None:
@@ -234,7 +235,3 @@ def _small_spread(train: Records) -> bool:
     residual = energy - train.composition[usable] @ fit_references(train.composition[usable], energy)
     expected = train.force_squares[usable] / (2 * _COVALENT) * np.sqrt(2 / (3 * train.natoms[usable]))
     return bool(residual.std() < 0.1 * np.mean(expected))
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")

@@ -19,7 +19,6 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 from fairchem_piwsl.jobs.slurm import job_id, outlive_requeue
 from fairchem_piwsl.sweeps.folder import load_folder
 from fairchem_piwsl.sweeps.heartbeat import STOP, Heartbeat, Observer
-from fairchem_piwsl.sweeps.reporter import Reporter, failure_reason
 from fairchem_piwsl.sweeps.space import suggest
 from fairchem_piwsl.sweeps.storage import open_storage
 from fairchem_piwsl.sweeps.study import (
@@ -34,7 +33,7 @@ from fairchem_piwsl.sweeps.study import (
 )
 from fairchem_piwsl.sweeps.sweep_checks import load_function
 from fairchem_piwsl.sweeps.sweep_file import Sweep
-from fairchem_piwsl.sweeps.trial_training import trial_config
+from fairchem_piwsl.sweeps.trial_training import Reporter, failure_reason, trial_config
 from fairchem_piwsl.training.checkpoints import Preempted
 
 RUNS = "runs"

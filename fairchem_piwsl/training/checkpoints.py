@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from fairchem.core.common import distutils
 
 from fairchem_piwsl.training.checkpoint_files import read_checkpoint
 from fairchem_piwsl.training.data_checks import close
@@ -134,7 +135,7 @@ class ResumableMixin(_Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """As upstream; the end of the run is always written."""
-        if not self.is_debug and _rank() == 0:
+        if not self.is_debug and distutils.get_rank() == 0:
             remove_leftovers(self.config["cmd"]["checkpoint_dir"])
         self._in_loop = True
         try:
@@ -170,9 +171,9 @@ class ResumableMixin(_Trainer):
     def _between_steps(self) -> None:
         if self._resume is not None:
             state, self._resume = self._resume, None
-            if _rank() < len(state["random"]):
-                set_random_state(state["random"][_rank()])
-                self.load_extra_state(state["extra"][_rank()])
+            if distutils.get_rank() < len(state["random"]):
+                set_random_state(state["random"][distutils.get_rank()])
+                self.load_extra_state(state["extra"][distutils.get_rank()])
         own = self._requested
         requested = _over_ranks(own)
         stop = requested == STOP
@@ -210,26 +211,18 @@ def close_datasets(trainer: Any) -> None:
         close(getattr(trainer, name, None))
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def _gather(value: Any) -> list[Any]:
     """`value` of every rank, in the order of ranks."""
-    if _ranks() == 1:
+    if distutils.get_world_size() == 1:
         return [value]
-    values: list[Any] = [None] * _ranks()
+    values: list[Any] = [None] * distutils.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def _over_ranks(requested: int) -> int:
     """The strongest request of all ranks, so that all of them save or leave at the same step."""
-    if _ranks() == 1:
+    if distutils.get_world_size() == 1:
         return requested
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     votes = torch.tensor(requested, device=device)

@@ -48,15 +48,18 @@ def layout(config: Mapping[str, Any]) -> Block:
     """What may stand in `config`, given the classes that it names."""
     targets = _targets(config.get("outputs"))
     optim = config.get("optim")
+    metrics = Block(dict.fromkeys((*targets, "misc"), Items(one_of(METRICS))))
+    split = _split(targets)
+    splits = Block(named(optional(split), "train val test relax"))
     return Block(
         {
             "trainer": registered("trainer", "trainer_name_mapping"),
             "logger": _logger(),
             "task": optional(TASK),
-            "dataset": _dataset(targets),
+            "dataset": Either((Items(split), splits)),
             "outputs": optional(Block({}, others=OUTPUT)),
             "loss_functions": Either((Items(_losses(targets)), Block({}))),
-            "evaluation_metrics": _metrics(targets),
+            "evaluation_metrics": Block({"metrics": optional(metrics), "primary_metric": TEXT}),
             "model": _model(config.get("model")),
             "optim": _optim(optim if isinstance(optim, Mapping) else {}),
             "slurm": optional(SLURM),
@@ -155,11 +158,6 @@ def _losses(targets: list[str]) -> Block:
     return Block(dict.fromkeys(targets, loss))
 
 
-def _metrics(targets: list[str]) -> Block:
-    names = Block(dict.fromkeys((*targets, "misc"), Items(one_of(METRICS))))
-    return Block({"metrics": optional(names), "primary_metric": TEXT})
-
-
 # ---------------------------------------------------------------- model
 
 
@@ -245,12 +243,6 @@ SCHEDULER_PARAMS = Block(
 
 
 # ---------------------------------------------------------------- dataset
-
-
-def _dataset(targets: list[str]) -> AnyKind:
-    split = _split(targets)
-    splits = Block(dict.fromkeys(("train", "val", "test", "relax"), optional(split)))
-    return Either((Items(split), splits))
 
 
 def _split(targets: list[str]) -> Block:

@@ -10,8 +10,8 @@ from helpers_datasets import crystals, molecules, records, save
 
 from fairchem_piwsl.datasets.ase_labels import LabelOptions, to_structure
 from fairchem_piwsl.datasets.force_scales import hydrogen_stretch, similar_pairs
-from fairchem_piwsl.datasets.geometry import distances
 from fairchem_piwsl.datasets.prepare import prepare
+from fairchem_piwsl.datasets.records import distances
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled
 from fairchem_piwsl.units import KCAL_PER_MOL, energy_unit, force_in_ev_per_angstrom, force_unit, length_unit

@@ -22,10 +22,10 @@ from helpers_sweep import read_log, sweep_content, write_sweep
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps import launcher
-from fairchem_piwsl.sweeps.reporter import failure_reason
 from fairchem_piwsl.sweeps.results import best_config, open_sweep, summary
 from fairchem_piwsl.sweeps.study import REASON, counts, slots
 from fairchem_piwsl.sweeps.sweep_report import figures, write_report
+from fairchem_piwsl.sweeps.trial_training import failure_reason
 
 
 @pytest.fixture(autouse=True)

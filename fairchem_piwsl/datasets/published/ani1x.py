@@ -30,6 +30,7 @@ class Ani1xSource:
         self.name = path.name
         self.paths = [path]
         self.level = level
+        self.energy, self.forces = f"{level}.energy", f"{level}.forces"
 
     @cached_property
     def _groups(self) -> dict[str, np.ndarray]:
@@ -43,24 +44,19 @@ class Ani1xSource:
                 raise UserError(f"{self.path} has no level {self.level}; give --level {' or '.join(levels)}.")
             for name in sorted(file):
                 group = file[name]
-                if f"{self.level}.energy" not in group:
+                if self.energy not in group:
                     continue
-                labelled = np.isfinite(group[f"{self.level}.energy"][()].reshape(-1))
-                if self.has_forces_in(group):
-                    labelled &= np.isfinite(group[f"{self.level}.forces"][()]).all(axis=(1, 2))
+                labelled = np.isfinite(group[self.energy][()].reshape(-1))
+                if self.forces in group:
+                    labelled &= np.isfinite(group[self.forces][()]).all(axis=(1, 2))
                 found[name] = np.flatnonzero(labelled)
         return found
-
-    def has_forces_in(self, group: Any) -> bool:
-        """Whether this level has forces in a group."""
-        return f"{self.level}.forces" in group
 
     @cached_property
     def has_forces(self) -> bool:
         """Whether this level has forces wherever it has energies."""
         with broken(self.path), _hdf5(self.path) as file:
-            with_energy = [group for group in file.values() if f"{self.level}.energy" in group]
-            return all(self.has_forces_in(group) for group in with_energy)
+            return all(self.forces in group for group in file.values() if self.energy in group)
 
     @cached_property
     def unlabelled(self) -> int:
@@ -85,10 +81,10 @@ class Ani1xSource:
         with broken(self.path):
             numbers = group["atomic_numbers"][()].astype(int)
             positions = group["coordinates"][rows].astype(float)
-            energies = group[f"{self.level}.energy"][rows].reshape(-1).astype(float) * units.Hartree
+            energies = group[self.energy][rows].reshape(-1).astype(float) * units.Hartree
             forces = None
-            if self.has_forces_in(group):
-                forces = group[f"{self.level}.forces"][rows].astype(float) * units.Hartree
+            if self.forces in group:
+                forces = group[self.forces][rows].astype(float) * units.Hartree
         for k, row in enumerate(rows):
             yield Labelled(
                 Atoms(numbers, positions[k]),
