@@ -3,7 +3,8 @@
     python scripts/bench_fairchem2.py configs/fairchem2/aspirin_direct.yml data=data/aspirin_fairchem2
 
 All variants take turns in one process, so that a ratio compares steps made within the same second. The weak terms
-are in every step, whatever the config's schedule is.
+are in every step, whatever the config's schedule is. Without a GPU, seconds are the processor's for this process, to
+which other work on the machine does not add.
 """
 
 from __future__ import annotations
@@ -51,22 +52,22 @@ class Variant:
     def step(self) -> None:
         """One step of upstream's unit, timed."""
         batch = self.batch.clone()
-        wait()
-        start = time.perf_counter()
+        start = now()
         for callback in self.callbacks:
             callback.on_train_step_start(self.state, self.unit)
         self.unit.train_step(self.state, batch)
         self.unit.train_progress.increment_step()
         for callback in self.callbacks:
             callback.on_train_step_end(self.state, self.unit)
-        wait()
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(now() - start)
 
 
-def wait() -> None:
-    """Until the GPU has done its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def now() -> float:
+    """Seconds on the clock once the GPU has done its work; without a GPU, of the processor's time."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def bench(config: Any, rounds: int, warmup: int) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from fairchem_piwsl import losses
 from fairchem_piwsl.fairchem2 import heads
-from fairchem_piwsl.fairchem2.neighbour_lists import model_list, shortest_distances
-from fairchem_piwsl.fairchem2.stacked_data import stack, unstack
+from fairchem_piwsl.fairchem2.stacked_data import model_list, shortest_distances, stack, unstack
 from fairchem_piwsl.perturbations import adversarial_direction, draw
 from fairchem_piwsl.settings import PIWSLSettings
-from fairchem_piwsl.training.repeated_draws import RepeatedDraws
+from fairchem_piwsl.training.repeated_draws import RepeatedDraws, drops
 
 Forward = Callable[[AtomicData], Mapping[str, Any]]
 
@@ -59,7 +58,7 @@ class WeakForward:
                 plain, batch, lent, shortest_distances(batch if has_list else lent, batch)
             )
             positions = [batch.pos + moved.get(point, 0.0) for point in points]
-            if draws_random_numbers(model):
+            if any(drops(module) for module in model.modules()):
                 undo.enter_context(RepeatedDraws(len(points)))
             parts = unstack(plain(stack(batch, positions, lent)), len(points))
         return dict(parts[0]) | self._terms(dict(zip(points, parts, strict=True)), moved, batch)
@@ -96,13 +95,3 @@ class WeakForward:
             batch[f"piwsl_{name}"] = torch.where(known, 0.0, torch.inf)
             self.terms[name] = (values.detach() * known).sum() / known.sum().clamp_min(1)
         return terms
-
-
-def draws_random_numbers(model: nn.Module) -> bool:
-    """Whether a forward pass of `model` in its present mode depends on random numbers."""
-    rates = ("drop_prob", "composition_dropout")
-    return model.training and any(
-        (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
-        or any(getattr(module, rate, None) for rate in rates)
-        for module in model.modules()
-    )

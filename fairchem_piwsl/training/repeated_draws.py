@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -73,3 +73,10 @@ _HANDLERS: dict[Any, Callable[..., Tensor]] = {
     torch.bernoulli: RepeatedDraws.bernoulli,
     F.dropout: RepeatedDraws.dropout,
 }
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether this module itself draws random numbers in training: dropout, stochastic depth, MOLE's experts."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return any(getattr(module, rate, None) for rate in ("drop_prob", "composition_dropout"))

@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.spinconv import SpinConv
-from fairchem_piwsl.training.repeated_draws import RepeatedDraws
+from fairchem_piwsl.training.repeated_draws import RepeatedDraws, drops
 from fairchem_piwsl.upstream.edge_frames import EdgeFrames
 
 
@@ -88,10 +88,7 @@ def _is_random(module: nn.Module) -> bool:
         return module.training or not isinstance(frames, EdgeFrames)
     if isinstance(module, SpinConv):
         return module.regress_forces and module.force_estimator == "random"
-    rate = (
-        module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "drop_prob", 0.0)
-    )
-    return module.training and bool(rate)
+    return module.training and drops(module)
 
 
 def _get_state(device: torch.device) -> Tensor:

@@ -51,7 +51,7 @@ def compare(
 
     def result(run: tuple[str, int, Path]) -> Result:
         method, seed, folder = run
-        fixed = [f"data={data}", f"job.seed={seed}", f"job.run_dir={folder}", "job.timestamp_id=run"]
+        fixed = [f"data={data}", f"job.seed={seed}", f"job.run_dir={folder}", "+job.timestamp_id=run"]
         seconds = train(config, [*methods[method], *fixed], folder, f"{method}, seed {seed}")
         return evaluated(method, seed, folder, structures / "test.extxyz.gz", seconds)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
-import sys
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +11,17 @@ import ase.db
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core import FAIRChemCalculator
 from fairchem.core.units.mlip_unit import load_predict_unit
+from fairchem.core.units.mlip_unit.api.inference import InferenceSettings
+from recipes.compare import Result
+from recipes.compare_fairchem2 import learning_curve, train
+
+from fairchem_piwsl.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = ROOT / "scripts/fairchem2_references.py"
@@ -36,41 +40,34 @@ def write(folder: Path, split: str, structures: Sequence[Atoms]) -> None:
 
 def trained(config: str, folder: Path, *changes: str) -> tuple[Path, str]:
     """Checkpoint and log of a training by fairchem's own command line."""
-    fixed = [f"job.run_dir={folder}", "steps=4", "runner.train_eval_unit.print_every=1"]
-    done = subprocess.run(
-        [
-            Path(sys.executable).with_name("fairchem"),
-            "-c",
-            ROOT / "configs/fairchem2" / config,
-            *fixed,
-            *changes,
-        ],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    [checkpoint] = folder.glob("**/final/inference_ckpt.pt")
-    return checkpoint, done.stderr
+    fixed = [
+        f"job.run_dir={folder}",
+        "+job.timestamp_id=run",
+        "steps=4",
+        "runner.train_eval_unit.print_every=1",
+    ]
+    train(ROOT / "configs/fairchem2" / config, [*fixed, *changes], folder, "test")
+    return folder / "run/checkpoints/final/inference_ckpt.pt", (folder / "train.log").read_text()
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[str]]:
     folder = tmp_path_factory.mktemp("example")
     for split in ("train", "val"):
         write(folder / "data", split, aspirins(split))
-    return trained(
-        "aspirin_direct.yml",
-        folder,
+    changes = [
         f"data={folder / 'data'}",
-        "runner.callbacks.0.checkpoint_every_n_steps=4",
+        "runner.callbacks.0.checkpoint_every_n_steps=2",
         "runner.callbacks.1.start_step=0",
-    )
+        "runner.callbacks.1.ramp_steps=0",
+    ]
+    return *trained("aspirin_direct.yml", folder, *changes), changes
 
 
-def test_the_example_trains_and_the_calculator_reads_its_checkpoint(example: tuple[Path, str]) -> None:
-    checkpoint, log = example
+def test_the_example_trains_and_the_calculator_reads_its_checkpoint(
+    example: tuple[Path, str, list[str]],
+) -> None:
+    checkpoint, log, _ = example
     assert log.count("'train/loss_pitc': ") == 4
     atoms = aspirins("val")[0]
     atoms.calc = FAIRChemCalculator(load_predict_unit(checkpoint, device="cpu"), task_name="aspirin")
@@ -110,7 +107,8 @@ def test_fine_tuning_to_another_level_of_theory(
     assert log.count("'train/loss_pitc': ") == 4
 
     def errors(path: str | Path, shift: float) -> np.ndarray:
-        calculator = FAIRChemCalculator(load_predict_unit(path, device="cpu"), task_name="aspirin")
+        predictor = load_predict_unit(path, InferenceSettings(), device="cpu")
+        calculator = FAIRChemCalculator(predictor, task_name="aspirin")
         return np.array(
             [
                 calculator.get_potential_energy(atoms) + shift - EMT().get_potential_energy(atoms)
@@ -125,3 +123,28 @@ def test_fine_tuning_to_another_level_of_theory(
     after = errors(checkpoint, 0.0)
     assert not np.allclose(after, before, rtol=0, atol=1e-6)
     assert np.abs(after).max() < np.abs(before).max() + 1
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(example: tuple[Path, str, list[str]]) -> None:
+    checkpoint, _, changes = example
+    folder = checkpoint.parents[3]
+    whole = torch.load(checkpoint, weights_only=False)
+    shutil.rmtree(checkpoint.parent)
+    (folder / "trained.json").unlink()
+    with pytest.raises(UserError, match="other settings"):
+        trained("aspirin_direct.yml", folder, *changes, "steps=5")
+    assert trained("aspirin_direct.yml", folder, *changes)[1].count("setting sampler state to 0, 2") == 1
+    resumed = torch.load(checkpoint, weights_only=False)
+    for kind in ("model_state_dict", "ema_state_dict"):
+        one, other = getattr(whole, kind), getattr(resumed, kind)
+        assert one.keys() == other.keys()
+        for name in one:  # upstream's own resumed runs differ in the last digits
+            torch.testing.assert_close(other[name], one[name], rtol=1e-5, atol=1e-6)
+
+
+def test_learning_curves_come_from_the_log(tmp_path: Path) -> None:
+    log = "{'train/step': 0, }\n{'train/step': 50}\n  val/aspirin.val,energy,mse: 0.2500\n  val/aspirin.val,forces,mse: 4.0\n"
+    (tmp_path / "train.log").write_text(log + log.replace("'train/step': 50", "'train/step': 150"))
+    run = Result("m", 0, 0.0, 0.0, 0.0, str(tmp_path / "run/checkpoints/final/inference_ckpt.pt"))
+    assert learning_curve(run, "energy_rmse") == ([100, 200], [0.5, 0.5])
+    assert learning_curve(run, "forces_rmse") == ([100, 200], [2.0, 2.0])

@@ -10,10 +10,11 @@ import pytest
 import torch
 from fairchem.core.models.uma import escn_md
 
-from fairchem_piwsl.fairchem2 import heads, neighbour_lists, weak_forward
+from fairchem_piwsl.fairchem2 import heads, stacked_data, weak_forward
 from fairchem_piwsl.fairchem2.weak_forward import WeakForward
 from fairchem_piwsl.perturbations import step_generator
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training.repeated_draws import drops
 from fairchem_piwsl.units import KCAL_PER_MOL
 
 TASKS = [helpers.task("energy"), helpers.task("forces")]
@@ -82,7 +83,7 @@ def test_stress_heads_are_untouched(direct: bool) -> None:
 def test_one_call_and_one_neighbour_list(otf: bool, periodic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = helpers.model(), helpers.batch(periodic=periodic)
     if not otf:
-        for key, value in neighbour_lists.model_list(model.backbone, batch).items():
+        for key, value in stacked_data.model_list(model.backbone, batch).items():
             batch[key] = value
         model.backbone.otf_graph = False
     searches = []
@@ -93,7 +94,7 @@ def test_one_call_and_one_neighbour_list(otf: bool, periodic: bool, monkeypatch:
         return search(*args, **kwargs)
 
     monkeypatch.setattr(escn_md, "generate_graph", counted)
-    monkeypatch.setattr(neighbour_lists, "generate_graph", counted)
+    monkeypatch.setattr(stacked_data, "generate_graph", counted)
     hooked(model, c_pitc=1.0, c_pisc=1.0, k_2nd=0.5)
     seen = seen_positions(model, batch)
     assert [len(pos) for pos in seen] == [3 * len(batch.pos)]
@@ -115,7 +116,7 @@ def test_a_shared_list_gives_what_own_lists_give(periodic: bool) -> None:
 
 def test_the_guard_sees_periodic_images_in_every_kind_of_list() -> None:
     batch = helpers.batch(periodic=True, count=3)
-    lent = neighbour_lists.model_list(helpers.model().backbone, batch)
+    lent = stacked_data.model_list(helpers.model().backbone, batch)
     expected = [
         min(
             (atoms.positions[i] - atoms.positions[j] + shift @ atoms.cell.array).dot(
@@ -130,7 +131,7 @@ def test_the_guard_sees_periodic_images_in_every_kind_of_list() -> None:
         for atoms in helpers.structures(3, periodic=True)
     ]
     for edges in (lent, None):
-        found = neighbour_lists.shortest_distances(edges, batch)
+        found = stacked_data.shortest_distances(edges, batch)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-4, atol=0)
 
 
@@ -212,7 +213,7 @@ def test_dropout_is_shared_by_the_copies(rates: dict) -> None:
     mole = dict(model="fairchem.core.models.uma.escn_moe.eSCNMDMoeBackbone", num_experts=4, mmax=1)
     model = helpers.model(**mole, use_composition_embedding=True, **rates).double()
     forward = hooked(model, c_pitc=1.0, c_pisc=1.0, k_2nd=0.5, eps_max=1e-7)
-    assert weak_forward.draws_random_numbers(model) == bool(rates)
+    assert any(drops(module) for module in model.modules()) == bool(rates)
     torch.manual_seed(1)
     batch = helpers.batch(torch.float64)
     first = model(batch)["energy"]["energy"]
