@@ -188,11 +188,11 @@ def file_digest(path: str | Path) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
     """Hold back upstream's log of its config and its deprecation notes, which would bury our own output."""
     logger = logging.getLogger()
     before = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

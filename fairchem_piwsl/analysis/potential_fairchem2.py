@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class Fairchem2Potential(Potential):
         by_gradient = self.gradient_forces and not differentiates
         batch.pos.requires_grad_(by_gradient)
         with (
-            quiet(),
+            quiet(logging.ERROR),
             seeded(torch.device(self.unit.device)),
             torch.set_grad_enabled(by_gradient or differentiates),
             default_dtype(self.dtype),
@@ -58,7 +59,7 @@ class Fairchem2Potential(Potential):
 
     def _prepare(self, batch: Any) -> None:
         """What upstream does before a first prediction; scales and references become float64 after it."""
-        with quiet(), default_dtype(self.dtype):
+        with quiet(logging.ERROR), default_dtype(self.dtype):
             self.unit.predict(batch.clone())
         for task in self.tasks.values():
             task.normalizer.double()
@@ -80,7 +81,7 @@ class Fairchem2Potential(Potential):
             bare.info = {name: atoms.info[name] for name in STATES if name in atoms.info}
             bare.calc = None
             try:
-                with quiet():
+                with quiet(logging.ERROR):
                     self.unit.validate_atoms_data(bare, self.task_name)
             except (TypeError, ValueError) as error:
                 raise UserError(f"{self.path}: a structure to evaluate is not for it ({error})") from None
@@ -104,7 +105,7 @@ def load(
         auto_add_default_untrained_tasks=False,
     )
     try:
-        with quiet():
+        with quiet(logging.ERROR):
             unit = load_predict_unit(
                 path,
                 inference_settings=settings,
