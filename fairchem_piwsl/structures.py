@@ -55,6 +55,16 @@ def boxed(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
     return wrap_positions(whole.positions, cell, periodic, eps=0), cell
 
 
+def with_full_cell(atoms: Atoms) -> Atoms:
+    """A copy with a cell of three vectors where anything is periodic, as fairchem 2 needs it."""
+    copy = atoms.copy()
+    if atoms.pbc.any() and not atoms.pbc.all():
+        positions, cell = boxed(atoms)
+        copy.set_cell(cell)
+        copy.set_positions(positions, apply_constraint=False)
+    return copy
+
+
 def to_data(structure: Labelled) -> Any:
     """A record with the fields that upstream's AtomsToGraphs makes, in eV, Angstrom and eV/Angstrom.
 

@@ -13,12 +13,15 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import as_json as json_text
 from fairchem_piwsl.files import check_output_folder
 
-Checkpoints = Annotated[list[Path], typer.Argument(help="Checkpoints of fairchem 1.10 (.pt).")]
-Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint of fairchem 1.10 (.pt).")]
+Checkpoints = Annotated[
+    list[Path], typer.Argument(help="Checkpoints (.pt) of the fairchem that is installed.")
+]
+Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint (.pt) of the fairchem that is installed.")]
 Data = Annotated[
     Path,
     typer.Option(
-        "--data", help="Labelled LMDB, npz, or a file that ASE reads (eV, Angstrom); FILE@:100 takes a part."
+        "--data",
+        help="Labelled LMDB, aselmdb, npz, or a file that ASE reads (eV, Angstrom); FILE@:100 takes a part.",
     ),
 ]
 Structure = Annotated[Path, typer.Option("--structure", help="A file that ASE reads, an LMDB or an npz.")]
@@ -29,6 +32,9 @@ Out = Annotated[Path, typer.Option(help="Folder for JSON, tables and plots.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU; else a GPU is used where there is one.")]
 Gradient = Annotated[
     bool, typer.Option("--gradient-forces", help="Take the energy's gradient instead of the forces output.")
+]
+TaskName = Annotated[
+    str | None, typer.Option("--task-name", help="fairchem 2, models for several data sets: which one.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -88,6 +94,7 @@ def evaluate(
     out: Out = Path("results/evaluate"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
+    task_name: TaskName = None,
     as_json: AsJson = False,
 ) -> None:
     """Energy and force errors of trained models, with intervals and parity plots."""
@@ -111,6 +118,7 @@ def consistency(
     out: Out = Path("results/consistency"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
+    task_name: TaskName = None,
     as_json: AsJson = False,
 ) -> None:
     """Do predicted forces belong to the predicted energy? Taylor residuals, mismatch, curl, net force."""
@@ -120,7 +128,7 @@ def consistency(
 def profile(
     structure: Structure,
     bond: Annotated[tuple[int, int], typer.Option(help="Atom that stays, atom that moves (from 0).")],
-    checkpoints: Annotated[list[Path] | None, typer.Argument(help="Checkpoints of fairchem 1.10.")] = None,
+    checkpoints: Annotated[list[Path] | None, typer.Argument(help="Checkpoints (.pt).")] = None,
     bond_range: Annotated[tuple[float, float], typer.Option("--range", help="Lengths, Angstrom.")] = (
         0.8,
         1.8,
@@ -133,6 +141,7 @@ def profile(
     out: Out = Path("results/profile"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
+    task_name: TaskName = None,
     as_json: AsJson = False,
 ) -> None:
     """Energy and force along a stretched bond, several models and a reference in one plot."""
@@ -142,7 +151,7 @@ def profile(
 def md(
     structure: Structure,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps, those done already included.")],
-    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint of fairchem 1.10.")] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint (.pt).")] = None,
     calculator: Annotated[str | None, typer.Option(help="xtb: run GFN2-xTB instead of a checkpoint.")] = None,
     ensemble: Annotated[str, typer.Option(help="nve (velocity Verlet) or nvt (Langevin).")] = "nve",
     temperature: Annotated[float, typer.Option(help="Kelvin.")] = 300.0,
@@ -162,6 +171,7 @@ def md(
     out: Out = Path("results/md"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
+    task_name: TaskName = None,
     as_json: AsJson = False,
 ) -> None:
     """Molecular dynamics: time to failure, energy drift, distances; the same command again continues."""
@@ -177,6 +187,7 @@ def report(
     out: Out = Path("results/report"),
     cpu: Cpu = False,
     gradient_forces: Gradient = False,
+    task_name: TaskName = None,
     as_json: AsJson = False,
 ) -> None:
     """Baseline against PIWSL and rivals over seeds: one HTML page and a markdown table."""

@@ -23,7 +23,7 @@ from ase.io.jsonio import decode, encode
 from fairchem_piwsl.datasets.lmdb_checks import check_complete
 from fairchem_piwsl.datasets.lmdb_writer import LmdbWriter
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.structures import STATES, Labelled, boxed
+from fairchem_piwsl.structures import STATES, Labelled, with_full_cell
 
 
 class AseLmdbWriter(LmdbWriter):
@@ -43,12 +43,8 @@ def row(structure: Labelled) -> dict[str, Any]:
 
     Labels that are absent would not do: a batch has those of its first structure.
     """
-    atoms = structure.atoms.copy()
+    atoms = with_full_cell(structure.atoms)
     atoms.set_constraint([c for c in atoms.constraints if isinstance(c, FixAtoms)])
-    if atoms.pbc.any() and not atoms.pbc.all():  # fairchem 2 wants a full cell where anything is periodic
-        positions, cell = boxed(atoms)
-        atoms.set_cell(cell)
-        atoms.set_positions(positions, apply_constraint=False)
     atoms.calc = SinglePointCalculator(
         atoms,
         energy=np.inf if np.isnan(structure.energy) else structure.energy,

@@ -151,7 +151,9 @@ def _engine(
     potential = load_potential(checkpoint, **load_options)
     digest = file_digest(checkpoint)
     options = ",".join(
-        f"{key}={load_options[key]}" for key in ("dtype", "gradient_forces") if key in load_options
+        f"{key}={load_options[key]}"
+        for key in ("dtype", "gradient_forces", "task_name")
+        if load_options.get(key) is not None
     )
     return potential.name, f"{checkpoint} sha256={digest} {options}".strip(), potential.calculator
 

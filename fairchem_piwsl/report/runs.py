@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.analysis.inference_checkpoints import FILE
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import read_json
 from fairchem_piwsl.report.curves import Curve, read_curves
+from fairchem_piwsl.report.run_configs import run_config
 
 # Parts of a config in which two runs of one method may differ: paths, names, seed.
 PERSONAL = ("cmd", "logger", "slurm", "gpus", "local_rank", "dataset", "val_dataset", "test_dataset")
@@ -40,7 +42,10 @@ class Run:
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Every run below `folders`: each folder that holds a `best_checkpoint.pt` or `checkpoint.pt`."""
+    """Every run below `folders`: each folder that holds a `best_checkpoint.pt` or `checkpoint.pt`.
+
+    Of a run of fairchem 2, which keeps several, the last `inference_ckpt.pt`.
+    """
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -48,6 +53,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
         for name in ("checkpoint.pt", "best_checkpoint.pt"):  # the best one replaces the last one
             for path in sorted(folder.rglob(name)):
                 found[path.parent.resolve()] = path
+        for path in sorted(folder.rglob(FILE), key=_progress):
+            found[_run_folder(path).resolve()] = path
     if not found:
         listed = ", ".join(map(str, folders))
         raise UserError(f"{listed}: no checkpoint below; give the --run-dir of finished trainings.")
@@ -56,10 +63,26 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
-def _read_run(checkpoint: Path) -> Run:
+def _run_folder(checkpoint: Path) -> Path:
+    """What the checkpoints of one fairchem-2 run have in common."""
+    folder = checkpoint.parent
+    return folder.parent if folder.parent.name == "checkpoints" else folder
+
+
+def _progress(checkpoint: Path) -> tuple[bool, int]:
+    """Later checkpoints of a fairchem-2 run, in folders `step_<number>` and `final`, are larger."""
+    number = checkpoint.parent.name.rpartition("_")[2]
+    return checkpoint.parent.name == "final", int(number) if number.isdigit() else 0
+
+
+def _read_config(checkpoint: Path) -> dict[str, Any]:
     from fairchem_piwsl.training.checkpoint_files import read_checkpoint
 
-    config = read_checkpoint(checkpoint)["config"]
+    return run_config(checkpoint) if checkpoint.name == FILE else read_checkpoint(checkpoint)["config"]
+
+
+def _read_run(checkpoint: Path) -> Run:
+    config = _read_config(checkpoint)
     source = str(config.get("dataset", {}).get("src", "unknown"))
     run = Run(
         folder=checkpoint.parent,
@@ -167,9 +190,13 @@ def _length(source: str) -> int | None:
     """Number of structures of the training set, where it is an LMDB that is still there."""
     import lmdb
 
+    from fairchem_piwsl.datasets import ase_lmdb
     from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 
     try:
+        if source.endswith(".aselmdb"):
+            with ase_lmdb.opened(Path(source)) as rows:
+                return len(rows)
         return number_of_structures(source)
     except (lmdb.Error, OSError):
         return None
