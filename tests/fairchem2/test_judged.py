@@ -172,7 +172,9 @@ def derivative(potential, atoms: Atoms, atom: int, axis: int, step: float = 1e-3
     return (8 * near - far) / (12 * step)
 
 
-@pytest.mark.parametrize(("kind", "gradient"), [("direct", True), ("conservative", True), ("conservative", False)])
+@pytest.mark.parametrize(
+    ("kind", "gradient"), [("direct", True), ("conservative", True), ("conservative", False)]
+)
 def test_gradient_forces_are_the_derivative_of_the_energy(kind: str, gradient: bool, request) -> None:
     path = request.getfixturevalue(kind)
     potential = load_potential(path, cpu=True, dtype="float64", gradient_forces=gradient)
@@ -180,7 +182,9 @@ def test_gradient_forces_are_the_derivative_of_the_energy(kind: str, gradient: b
     forces = potential.predict([atoms]).forces[0]
     assert np.abs(forces).max() > 1e-3
     for atom, axis in ((0, 0), (2, 1), (4, 2)):
-        assert forces[atom, axis] == pytest.approx(-derivative(potential, atoms, atom, axis), rel=1e-6, abs=1e-9)
+        assert forces[atom, axis] == pytest.approx(
+            -derivative(potential, atoms, atom, axis), rel=1e-6, abs=1e-9
+        )
     if kind == "direct":
         own = load_potential(path, cpu=True, dtype="float64").predict([atoms]).forces[0]
         assert np.abs(own - forces).max() > 1e-3
@@ -220,11 +224,31 @@ def test_charge_and_spin_reach_the_model(direct: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_knows_missing_labels_in_both_formats(direct, data, tmp_path, monkeypatch) -> None:
-    prepare = ("prepare", "--format", "aselmdb", "--out", tmp_path / "set", "--allow-missing", "--train-file", data)
+    prepare = (
+        "prepare",
+        "--format",
+        "aselmdb",
+        "--out",
+        tmp_path / "set",
+        "--allow-missing",
+        "--train-file",
+        data,
+    )
     piwsl(monkeypatch, *prepare)
     results = []
     for number, file in enumerate((data, tmp_path / "set/train/data.aselmdb")):
-        piwsl(monkeypatch, "evaluate", direct, "--data", file, "--units", "eV", "--cpu", "--out", tmp_path / f"{number}")
+        piwsl(
+            monkeypatch,
+            "evaluate",
+            direct,
+            "--data",
+            file,
+            "--units",
+            "eV",
+            "--cpu",
+            "--out",
+            tmp_path / f"{number}",
+        )
         results.append(json.loads((tmp_path / f"{number}/evaluate.json").read_text())["models"][0]["metrics"])
     assert results[0] == results[1]
     structures = read_labelled(data)
@@ -235,7 +259,9 @@ def test_evaluate_knows_missing_labels_in_both_formats(direct, data, tmp_path, m
     assert results[0]["forces_mae"]["value"] == pytest.approx(np.concatenate(forces).mean(), rel=1e-6)
 
 
-def test_consistency_tells_gradient_forces_from_direct_ones(direct, conservative, data, tmp_path, monkeypatch) -> None:
+def test_consistency_tells_gradient_forces_from_direct_ones(
+    direct, conservative, data, tmp_path, monkeypatch
+) -> None:
     found = {}
     for path in (direct, conservative):
         out = tmp_path / path.parent.name
@@ -269,7 +295,11 @@ def run_config(seed: int, c_pitc: float) -> str:
     dataset = {"dataset_configs": {"mol": {"splits": {"train": {"src": "data/mine/train/data.aselmdb"}}}}}
     job = {"seed": seed, "run_dir": f"runs/{seed}"}
     model = {"backbone": {"model": helpers.MODULE + "eSCNMDBackbone", "direct_forces": True}}
-    unit = {"model": model, "tasks": [task("energy", ["mol"], []), task("forces", ["mol"], [])], "job_config": job}
+    unit = {
+        "model": model,
+        "tasks": [task("energy", ["mol"], []), task("forces", ["mol"], [])],
+        "job_config": job,
+    }
     loader = {"dataset": dataset, "batch_sampler_fn": {"seed": seed}}
     runner = {"train_eval_unit": unit, "train_dataloader": loader, "callbacks": [callback] if c_pitc else []}
     return OmegaConf.to_yaml(OmegaConf.create({"job": job, "runner": runner}))
@@ -282,7 +312,17 @@ def test_report_is_one_table_over_seeds(data, tmp_path, monkeypatch) -> None:
             for step in ("step_9", "step_10"):
                 path = checkpoint(run / step / "inference_ckpt.pt", seed=seed)
                 path.with_name("resume.yaml").write_text(run_config(seed, c_pitc))
-    command = ("report", tmp_path / "runs", "--data", data, "--units", "eV", "--cpu", "--out", tmp_path / "report")
+    command = (
+        "report",
+        tmp_path / "runs",
+        "--data",
+        data,
+        "--units",
+        "eV",
+        "--cpu",
+        "--out",
+        tmp_path / "report",
+    )
     piwsl(monkeypatch, *command)
     [section] = json.loads((tmp_path / "report/report.json").read_text())["sections"]
     assert section["title"] == "mine, training set not found, escnmdbackbone"
@@ -306,7 +346,8 @@ def test_names_are_those_of_the_runs(tmp_path: Path) -> None:
 def wrong(tmp_path: Path, direct: Path) -> dict[str, Path]:
     """Files that are no checkpoints of fairchem 2, or no good ones."""
     paths = {
-        name: tmp_path / f"{name}.pt" for name in ("old", "list", "text", "cut", "elsewhere", "nested", "nan", "odd")
+        name: tmp_path / f"{name}.pt"
+        for name in ("old", "list", "text", "cut", "elsewhere", "nested", "nan", "odd")
     }
     torch.save({"config": {"model": {"name": "painn"}}, "state_dict": {}, "normalizers": {}}, paths["old"])
     torch.save([1, 2], paths["list"])
@@ -337,7 +378,9 @@ def wrong(tmp_path: Path, direct: Path) -> dict[str, Path]:
         ("odd", "do not fit"),
     ],
 )
-def test_wrong_checkpoints_are_one_sentence(name, message, wrong, data, tmp_path, monkeypatch, capsys) -> None:
+def test_wrong_checkpoints_are_one_sentence(
+    name, message, wrong, data, tmp_path, monkeypatch, capsys
+) -> None:
     path = wrong.get(name, tmp_path / "absent.pt")
     with pytest.raises(SystemExit, match="2"):
         piwsl(monkeypatch, "evaluate", path, "--data", data, "--cpu", "--out", tmp_path / "out")
@@ -363,6 +406,8 @@ def test_records_of_fairchem_1_are_named(direct: Path, tmp_path: Path, monkeypat
     with lmdb.open(str(tmp_path / "a.lmdb"), subdir=False) as env, env.begin(write=True) as transaction:
         transaction.put(b"0", record)
     with pytest.raises(SystemExit, match="2"):
-        piwsl(monkeypatch, "evaluate", direct, "--data", tmp_path / "a.lmdb", "--cpu", "--out", tmp_path / "out")
+        piwsl(
+            monkeypatch, "evaluate", direct, "--data", tmp_path / "a.lmdb", "--cpu", "--out", tmp_path / "out"
+        )
     assert "only where torch_geometric is installed" in capsys.readouterr().err
     assert "torch_geometric" not in sys.modules
