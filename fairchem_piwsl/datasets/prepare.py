@@ -63,7 +63,6 @@ class Plan:
 def prepare(
     files: Sequence[str | Path] = (),
     out: str | Path = "data",
-    format: str = "lmdb",
     train: int | None = None,
     val: int | None = None,
     test: int | None = None,
@@ -85,13 +84,13 @@ def prepare(
     overwrite: bool = False,
     reuse: bool = False,
     quiet: bool = False,
+    format: str = "lmdb",
 ) -> dict[str, Any]:
     """Convert files to `out/{train,val,test}/data.lmdb` or `.aselmdb` in eV, eV/Angstrom; returns the summary.
 
     Args:
         files: names or globs of files to draw the splits from, each may end in ASE's `@slice`.
         out: new folder.
-        format: `lmdb` for fairchem 1.10, `aselmdb` for fairchem 2.
         train, val, test: structures in each split. Left out, drawn splits get all the rest, 100 and 1000.
             A split with files of its own takes the first so many of them, or all.
         seed: of the draw. The test set does not depend on the other sizes, and larger training sets contain
@@ -109,6 +108,7 @@ def prepare(
         trust_units: keep labels that seem to have another unit.
         overwrite: replace a data set in `out` that this function wrote.
         reuse: return the summary of a finished data set of the same arguments and files.
+        format: `lmdb` for fairchem 1.10, `aselmdb` for fairchem 2.
     """
     force_units = force_unit(force_units) if force_units else ""
     labels = LabelOptions(

@@ -31,7 +31,6 @@ def prepare_published(
     name: str,
     paths: Sequence[str | Path],
     out: str | Path,
-    format: str = "lmdb",
     train: int | None = None,
     val: int | None = None,
     test: int | None = None,
@@ -42,6 +41,7 @@ def prepare_published(
     trust_units: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
+    format: str = "lmdb",
 ) -> dict[str, Any]:
     """Convert a published data set to `out/{train,val,test}/data.lmdb` or `.aselmdb`; returns the summary.
 
@@ -52,7 +52,6 @@ def prepare_published(
         name: one of `NAMES`.
         paths: files, folders or globs as published.
         out: new folder.
-        format: `lmdb` for fairchem 1.10, `aselmdb` for fairchem 2.
         train, val, test: structures; left out, the paper's sizes (the largest training set that fits).
         seed: of the shuffle. The test set is the same for every training size.
         molecule: which molecule, if the files hold several.
@@ -60,6 +59,7 @@ def prepare_published(
         published_split: rMD17's split, `01` to `05`, if the files come with them.
         trust_units: keep labels that seem to have another unit.
         overwrite: replace a data set in `out` that this function or `prepare` wrote.
+        format: `lmdb` for fairchem 1.10, `aselmdb` for fairchem 2.
     """
     if name not in PAPER:
         raise UserError(f"There is no data set {name}: give one of {', '.join(NAMES)}.")
