@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import zipfile
 from pathlib import Path
 from shutil import copy as copy_file
 from typing import Any
@@ -70,6 +71,11 @@ def write_checkpoints(folder: Path, state: dict[str, Any]) -> None:
     (folder / "empty.pt").write_bytes(b"")
     (folder / "text.pt").write_text("not a checkpoint\n")
     (folder / "pickle.pt").write_bytes(pickle.dumps({"config": {}}))
+    with zipfile.ZipFile(folder / "fairchem2.pt", "w") as archive:
+        archive.writestr(
+            "ckpt/data.pkl",
+            b"\x80\x02cfairchem.core.units.mlip_unit.api.inference\nMLIPInferenceCheckpoint\n.",
+        )
 
 
 def write_data(folder: Path, data: Path) -> None:
@@ -78,6 +84,8 @@ def write_data(folder: Path, data: Path) -> None:
     (folder / "cut.lmdb").write_bytes(whole[: len(whole) // 2 // 4096 * 4096])
     (folder / "short.lmdb").write_bytes(whole[:5000])
     (folder / "zero.lmdb").write_bytes(b"")
+    (folder / "cut.aselmdb").write_bytes(whole[:5000])
+    (folder / "text.aselmdb").write_text("hello\n" * 3000)
     (folder / "text.lmdb").write_text("hello\n" * 3000)
     (folder / "folder").mkdir()
     (folder / "garbage.extxyz").write_text("3\nno lattice\nC 0 0\n")

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core import FAIRChemCalculator
 from fairchem.core.units.mlip_unit import load_predict_unit
-from fairchem.core.units.mlip_unit.api.inference import MLIPInferenceCheckpoint
+from fairchem.core.units.mlip_unit.api.inference import InferenceSettings, MLIPInferenceCheckpoint
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -139,7 +139,7 @@ def test_batches_of_any_size_agree_with_upstreams_calculator(kind: str, request)
         atoms.numbers[:] = 8
     potential = load_potential(path, cpu=True)
     together, alone = potential.predict(frames, 16), potential.predict(frames, 1)
-    upstream = FAIRChemCalculator(load_predict_unit(path, device="cpu"), task_name="mol")
+    upstream = FAIRChemCalculator(load_predict_unit(path, InferenceSettings(), device="cpu"), task_name="mol")
     for number, atoms in enumerate(frames):
         atoms.calc = upstream
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()

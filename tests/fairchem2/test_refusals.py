@@ -72,7 +72,7 @@ def test_gradient_forces(caplog: pytest.LogCaptureFixture) -> None:
     callback.on_train_end(None, unit)
 
 
-@pytest.mark.parametrize("command", ["bench", "fairchem", "sweep", "mace"])
+@pytest.mark.parametrize("command", ["bench", "references", "fairchem", "sweep", "mace"])
 def test_what_needs_fairchem_1_says_so(command: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr("sys.argv", ["piwsl", command, "something"])
     with pytest.raises(SystemExit, match="2"):

@@ -39,6 +39,7 @@ CHECKPOINTS = {
     "empty": ("empty.pt", "another"),
     "text": ("text.pt", "another"),
     "pickle": ("pickle.pt", "trust"),
+    "fairchem2": ("fairchem-core 2", "requirements-fairchem2.txt"),
 }
 COMMANDS = {
     "evaluate": f"piwsl evaluate {F}/{{}}.pt --data {F}/data.lmdb",
@@ -58,6 +59,8 @@ DATA = {
     "numbers.lmdb": ("structure 0", "prepare"),
     "folder": ("no *.lmdb", "path"),
     "garbage.extxyz": ("frame 0", "repair"),
+    "cut.aselmdb": ("cut off", "repair"),
+    "text.aselmdb": ("text.aselmdb", "repair"),
     "empty.xyz": ("empty.xyz", "e"),
 }
 
@@ -81,6 +84,10 @@ CASES = [
         for name, command in {"evaluate": EVALUATE, "consistency": CONSISTENCY, "profile": PROFILE, "md": MD,
                               "report": REPORT}.items()
         for where, path in {"file": "taken", "below-a-file": "taken/results"}.items()
+    ),
+    *(
+        case(f"{name}-task-name", f"{command} --task-name mol", ("--task-name",), "leave it out")
+        for name, command in {"evaluate": EVALUATE, "consistency": CONSISTENCY, "profile": PROFILE, "md": MD}.items()
     ),
     *(
         case(f"{name}-units", f"{command} --units kcal", ("--units kcal",), "choose")
