@@ -310,7 +310,7 @@ def test_report_is_one_table_over_seeds(data, tmp_path, monkeypatch) -> None:
         for seed in (0, 1):
             run = tmp_path / f"runs/{c_pitc}/{seed}/202611-2700-0318-1e0a/checkpoints"
             for step in ("step_9", "step_10"):
-                path = checkpoint(run / step / "inference_ckpt.pt", seed=seed)
+                path = checkpoint(run / step / "inference_ckpt.pt", seed=seed + 2 * bool(c_pitc))
                 path.with_name("resume.yaml").write_text(run_config(seed, c_pitc))
     command = (
         "report",
@@ -331,7 +331,8 @@ def test_report_is_one_table_over_seeds(data, tmp_path, monkeypatch) -> None:
     assert {method for method, _ in entries} == {"baseline", "PITC 1.2, eps 0.01, k 0.5"}
     entry = entries["PITC 1.2, eps 0.01, k 0.5", "forces_rmse"]
     assert len(entry["values"]) == entry["pairs"] == 2
-    assert entry["change"] == pytest.approx(0, abs=1e-12)
+    baseline = np.mean(entries["baseline", "forces_rmse"]["values"])
+    assert entry["change"] == pytest.approx(np.mean(entry["values"]) / baseline - 1)
 
 
 def test_names_are_those_of_the_runs(tmp_path: Path) -> None:
