@@ -59,7 +59,8 @@ def homogeneous(term: Term) -> Term:
     """
     if not term.weak:
         return term
-    return replace(term, weight=term.weight / term.value.detach().clamp_min(TINY).sqrt())
+    value = distutils.all_reduce(term.value.detach().clone(), average=True)  # of all ranks; in place
+    return replace(term, weight=term.weight / value.clamp_min(TINY).sqrt())
 
 
 def norm_of_sum(products: Tensor, weights: Sequence[float]) -> float:
