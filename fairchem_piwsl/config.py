@@ -171,7 +171,9 @@ def with_method(config: Mapping[str, Any], method: str) -> dict[str, Any]:
         raise UserError(f"optim.piwsl must be a block of settings, not {own!r}.")
     if method == "piwsl":
         if not any(own.get(key) for key in ("c_pitc", "c_pisc", "auto")):
-            raise UserError("--method piwsl: the config has no weak terms; set optim.piwsl.c_pitc there, or optim.piwsl.auto: true.")
+            raise UserError(
+                "--method piwsl: the config has no weak terms; set optim.piwsl.c_pitc there, or optim.piwsl.auto: true."
+            )
         return dict(config)
     laid_over = load_config(_method_file(method))
     kept = {key: own[key] for key in KEPT if key in own}
