@@ -119,11 +119,8 @@ class PIWSLSettings:
         SETTINGS.check(block, "optim.piwsl")
         if block.get("auto") is True:
             by_hand = any(name in block for name in WEIGHTS)
-            block = {
-                **AUTO,
-                **({"c_pitc": 0.0, "weak_share": 0.0, "ramp_steps": 0} if by_hand else {}),
-                **block,
-            }
+            not_balanced = {"c_pitc": 0.0, "weak_share": 0.0, "ramp_steps": 0} if by_hand else {}
+            block = {**AUTO, **not_balanced, **block}
         return cls(**block)
 
     def to_config(self) -> dict[str, Any]:

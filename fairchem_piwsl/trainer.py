@@ -62,11 +62,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
         """The weak terms that are on: means over the structures of all ranks, weights for kcal/mol."""
         s, at, index = self.piwsl, out.at, batch.batch
         # a share that grows is up to the balance, which would measure a growing weight away
-        ramp, unit, dr = (
-            1.0 if s.weak_share else s.ramp(self.step),
-            self._units.kcal_per_output,
-            out.moved["C"],
-        )
+        ramp = 1.0 if s.weak_share else s.ramp(self.step)
+        unit, dr = self._units.kcal_per_output, out.moved["C"]
         if s.auto and "forces" in dict(self.loss_functions):
             at = {point: self._taught_by_labels(prediction, batch) for point, prediction in at.items()}
         for name, weight, values in losses.consistency_terms(s, at, out.moved, index):
@@ -111,7 +108,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
             return weighted
 
         loss = super(PIWSLForcesTrainer, self._with(weighting=weighting))._compute_loss(out, batch)
-        out.log |= {name: torch.as_tensor(value) for name, value in self._balance.log(weighted).items()}
+        weights = self._balance.log(weighted)
+        out.log |= {name: torch.as_tensor(value).to(loss) for name, value in weights.items()}
         return loss
 
     def extra_state(self) -> dict[str, Any]:
