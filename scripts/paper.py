@@ -31,6 +31,7 @@ from recipes.collect import collect, cost_file
 from recipes.compare import best_checkpoint
 from recipes.cost import prediction_cost
 from recipes.recipe_file import PlannedRun, Recipe, read_recipe
+from recipes.results_figures import draw_all
 from recipes.scale import shrink
 from rich.console import Console
 from rich.table import Table
@@ -38,7 +39,6 @@ from rich.table import Table
 from fairchem_piwsl.config import merge, read_yaml
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
-from fairchem_piwsl.report.results_figures import draw_all
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "s2ef"

@@ -9,10 +9,11 @@ tests, sizes, grid or cost; PATTERN, a shell pattern of `<data set>/<model>`, ma
 
 from pathlib import Path
 
+from recipes.results_file import read_results
+from recipes.results_tables import fill
+
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_text
-from fairchem_piwsl.report.results_file import read_results
-from fairchem_piwsl.report.results_tables import fill
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = (*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md")

@@ -9,8 +9,7 @@ import paper
 import publish
 import pytest
 from helpers_results import comparison
-
-from fairchem_piwsl.report.results_file import read_results
+from recipes.results_file import read_results
 
 RESULTS = sorted((publish.DOCS / "results").glob("*.json"))
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fairchem_piwsl.report import figures
-from fairchem_piwsl.report.results_file import ENERGY, FORCES, Run, grouped
+from recipes.results_file import ENERGY, FORCES, Run, grouped
 
 AXES = ("c_pitc", "eps_max")
 TITLES = {ENERGY: "energy RMSE, kcal/mol", FORCES: "forces RMSE, kcal/mol/Å"}

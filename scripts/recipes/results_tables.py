@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.report.results_file import (
+from fairchem_piwsl.report.statistics import Change, mean_and_spread
+from fairchem_piwsl.report.tables import markdown_table
+from recipes.results_file import (
     ENERGY,
     FORCES,
     Run,
@@ -22,8 +24,6 @@ from fairchem_piwsl.report.results_file import (
     product_of_errors,
     size_families,
 )
-from fairchem_piwsl.report.statistics import Change, mean_and_spread
-from fairchem_piwsl.report.tables import markdown_table
 
 Results = Mapping[str, Any]
 E, F = "energy RMSE, kcal/mol", "forces RMSE, kcal/mol/Å"

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from fairchem_piwsl.report import figures
-from fairchem_piwsl.report.results_file import (
+from fairchem_piwsl.report.statistics import Change, half_interval
+from recipes.results_file import (
     ENERGY,
     FORCES,
     Run,
@@ -24,7 +25,6 @@ from fairchem_piwsl.report.results_file import (
     is_longer,
     size_families,
 )
-from fairchem_piwsl.report.statistics import Change, half_interval
 
 Results = Mapping[str, Any]
 LABELS = {ENERGY: "energy RMSE (kcal/mol)", FORCES: "forces RMSE (kcal/mol/Å)"}
@@ -261,7 +261,7 @@ def _shown(name: str) -> str:
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
     """Every picture for which there are numbers, as `<recipe>_<picture>.png` in `folder`."""
-    from fairchem_piwsl.report.sensitivity_figure import sensitivity
+    from recipes.sensitivity_figure import sensitivity
 
     pictures: dict[str, Callable[[Results, Path], Path | None]] = {
         "heat_map": heat_map,

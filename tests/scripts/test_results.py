@@ -8,13 +8,13 @@ import helpers_results
 import numpy as np
 import pytest
 from helpers_results import made_up_run, results
+from recipes.results_figures import draw_all, pareto_front
+from recipes.results_file import best_baseline, families, grouped, read_results, size_families
+from recipes.results_tables import TABLES, fill
+from recipes.sensitivity_figure import _position
 from scipy import stats
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.report.results_figures import draw_all, pareto_front
-from fairchem_piwsl.report.results_file import best_baseline, families, grouped, read_results, size_families
-from fairchem_piwsl.report.results_tables import TABLES, fill
-from fairchem_piwsl.report.sensitivity_figure import _position
 from fairchem_piwsl.report.statistics import paired_change, paired_p
 
 PNG = b"\x89PNG"
