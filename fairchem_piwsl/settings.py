@@ -16,7 +16,7 @@ EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
 AUTO: dict[str, Any] = {
     "c_pitc": 1.0,
     "weak_share": 1.0,
-    "energy_share": 0.7,
+    "energy_share": None,
     "k_2nd": 0.5,
     "eps_max": 0.1,
     "magnitude": "fixed",
@@ -86,8 +86,8 @@ class PIWSLSettings:
     #: only how they share it. 0: the weights as they are.
     weak_share: float = 0.0
     #: The energy labels get this multiple of the norm of the other labels' gradient. 0: the coefficient of
-    #: `loss_functions`.
-    energy_share: float = 0.0
+    #: `loss_functions`; null: the multiple follows from the labels (`training.balance.share_of_energies`).
+    energy_share: float | None = 0.0
 
     #: Energy unit of the labels; forces are in this unit per Angstrom.
     energy_unit: EnergyUnit = "eV"
@@ -163,7 +163,7 @@ class PIWSLSettings:
     @property
     def balances(self) -> bool:
         """Whether any weight follows from the gradients."""
-        return self.energy_share > 0 or (self.weak_share > 0 and self.weak)
+        return self.energy_share != 0 or (self.weak_share > 0 and self.weak)
 
     def measures(self, step: int) -> bool:
         """Whether the gradients are measured at a training step (counted from 1)."""
@@ -200,7 +200,7 @@ RANGES = {
     "ramp_steps": whole(0),
     "every_n_steps": whole(1),
     "weak_share": number(low=0),
-    "energy_share": number(low=0),
+    "energy_share": optional(number(low=0)),
 }
 
 

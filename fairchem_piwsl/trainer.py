@@ -17,8 +17,9 @@ from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
 from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.training import metrics
-from fairchem_piwsl.training.balance import GradientBalance
+from fairchem_piwsl.training.balance import GradientBalance, share_of_energies
 from fairchem_piwsl.training.consistent_forces import forces_are_gradients
+from fairchem_piwsl.training.data_checks import places
 from fairchem_piwsl.training.loss_terms import Outputs, Term
 from fairchem_piwsl.training.missing_labels import labelled_structures, mean_over_ranks
 from fairchem_piwsl.training.numbered_batches import NumberedBatches, batch_number
@@ -47,8 +48,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
 
     def __init__(self, **config: Any) -> None:
         self.piwsl = PIWSLSettings.from_config(config["optimizer"].get("piwsl"))
-        self._balance = GradientBalance(self.piwsl.energy_share, self.piwsl.weak_share)
         super().__init__(**config)
+        self._balance = GradientBalance(self._energy_share(), self.piwsl.weak_share)
 
     # ---------------------------------------------------------------- the loss, Eq. 5
 
@@ -111,6 +112,15 @@ class PIWSLForcesTrainer(S2EFTrainer):
         weights = self._balance.log(weighted)
         out.log |= {name: torch.as_tensor(value).to(loss) for name, value in weights.items()}
         return loss
+
+    def _energy_share(self) -> float:
+        """As set, or from the labels of up to 1,000 training structures."""
+        share, data = self.piwsl.energy_share, self.train_dataset
+        if share is None and data is not None:
+            batch = self.train_loader.collate_fn([data[i] for i in places(len(data))]).to(self.device)
+            share = share_of_energies(self._units.energy_labels(batch), self._units.force_labels(batch))
+            logging.info(f"optim.piwsl.energy_share: {share:.2f}, from the spread of the labels")
+        return share or 0.0
 
     def extra_state(self) -> dict[str, Any]:
         return {**super().extra_state(), "balance": self._balance.state()}

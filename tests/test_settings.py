@@ -86,7 +86,7 @@ OUT_OF_RANGE = [
 ]
 WRONG_KIND = [
     *((name, "1") for name in ("c_pitc", "c_pisc", "c_wl", "eps_max", "k_2nd", "fraction")),
-    *((name, None) for name in NAMES if name != "validate_consistency"),
+    *((name, None) for name in NAMES if name not in ("validate_consistency", "energy_share")),
     *(
         (name, True)
         for name in ("c_pitc", "eps_max", "start_step", "ramp_steps", "every_n_steps", "pisc_case")

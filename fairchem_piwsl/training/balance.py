@@ -1,7 +1,8 @@
 """Weights of the terms of a loss from the norms of their gradients.
 
 Each term i of the loss has a gradient g_i over the parameters. The energy labels get the weight w_E at which
-|w_E g_E| = energy_share |g_L|, where g_L is the gradient of the other labels. All weak terms together, w_W g_W, get
+|w_E g_E| = energy_share |g_L|, where g_L is the gradient of the other labels; the share can follow from the labels
+(`share_of_energies`). All weak terms together, w_W g_W, get
 the weight at which |w_W g_W| = weak_share |w_E g_E + g_L|. A term in another unit has another gradient and hence
 another weight: the product is the same. Norms of single batches scatter, so that the weights are geometric means.
 
@@ -61,6 +62,26 @@ def homogeneous(term: Term) -> Term:
         return term
     value = distutils.all_reduce(term.value.detach().clone(), average=True)  # of all ranks; in place
     return replace(term, weight=term.weight / value.clamp_min(TINY).sqrt())
+
+
+def share_of_energies(energies: Tensor, forces: Tensor) -> float:
+    """Share of the gradient for the energy labels, from what forces cannot tell: min(1, s / 1 Angstrom).
+
+    s = std(E) / rms(F) is the length over which forces would have to act to make the energies differ as they do.
+    Snapshots of one molecule are about as far apart (0.1 to 0.2 Angstrom), so that forces teach most of the
+    energy, and labels of the energy cost them accuracy; molecules of many kinds, or crystals, are not.
+
+    Args:
+        energies: labels [B] above the element references, NaN where missing.
+        forces: labels [N, 3] in the same unit per Angstrom, NaN where missing.
+
+    Returns:
+        The share; 1 where there are no forces.
+    """
+    known = energies[~energies.isnan()].double()
+    force = forces.double().square().nanmean().sqrt()
+    spread = float(known.std(correction=0) / force) if len(known) else 0.0
+    return min(1.0, spread) if math.isfinite(spread) else 1.0
 
 
 def norm_of_sum(products: Tensor, weights: Sequence[float]) -> float:

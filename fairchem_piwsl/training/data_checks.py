@@ -147,10 +147,10 @@ def _look_through(
 ) -> set[str]:
     """Check a sample of structures; returns the labels that any of them has."""
     labels: set[str] = set()
-    for place in np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(int)):
+    for place in places(len(data)):
         which = f"{where}: structure {data.indices[place]}"
         try:
-            structure = data[int(place)]
+            structure = data[place]
         except Exception as error:  # of unpickling what is no structure, of ASE's readers and calculators
             raise UserError(
                 f"{which} cannot be read ({reason(error)}); make the data set again with `piwsl prepare`."
@@ -159,6 +159,11 @@ def _look_through(
             raise UserError(f"{which} {problem}; make the data set again with `piwsl prepare`.")
         labels |= {name for name in wanted if _is_label(structure.get(name))}
     return labels
+
+
+def places(size: int) -> list[int]:
+    """Which structures of a data set are looked at."""
+    return np.unique(np.linspace(0, size - 1, SAMPLE).astype(int)).tolist()
 
 
 def _is_label(value: Any) -> bool:

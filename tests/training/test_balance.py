@@ -13,7 +13,13 @@ from test_trainer_resume import checkpoint, trained
 from torch import Tensor
 
 from fairchem_piwsl.settings import AUTO, PIWSLSettings
-from fairchem_piwsl.training.balance import GeometricMean, GradientBalance, gradient_products, norm_of_sum
+from fairchem_piwsl.training.balance import (
+    GeometricMean,
+    GradientBalance,
+    gradient_products,
+    norm_of_sum,
+    share_of_energies,
+)
 from fairchem_piwsl.training.loss_terms import Term
 
 # ------------------------------------------------------------------ toy problem: linear terms, known gradients
@@ -158,6 +164,30 @@ def test_state_goes_on_exactly():
     assert one.factors["weak"].count == two.factors["weak"].count == 2
     assert one.state() == two.state()
     assert [term.weight for term in one(terms)] == [term.weight for term in two(terms)]
+
+
+# ------------------------------------------------------------------ share of the energy labels
+
+
+@pytest.mark.parametrize("unit", [1.0, 23.06])
+def test_share_of_energies_is_a_length(unit):
+    """Energies +-3, forces of +-10 in each component: 0.3 Angstrom, in whatever unit of energy."""
+    energies = unit * torch.tensor([97.0, 103.0, math.nan])
+    forces = unit * torch.tensor([[10.0, -10.0, 10.0], [math.nan] * 3, [-10.0, 10.0, 10.0]])
+    assert share_of_energies(energies, forces) == pytest.approx(0.3)
+    assert share_of_energies(10 * energies, forces) == 1
+    assert share_of_energies(energies, torch.full((4, 3), math.nan)) == 1
+
+
+def test_share_in_the_trainer_is_that_of_the_training_set(tiny_data, tmp_path):
+    trainer = make_trainer(make_config(tiny_data, tmp_path, piwsl={"auto": True}))
+    structures = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    energies = torch.cat([torch.as_tensor(s.energy).view(1) for s in structures]).double()
+    forces = torch.cat([s.forces for s in structures]).double()
+    expected = float(energies.std(correction=0) / forces.square().mean().sqrt())
+    assert trainer._balance.shares["energy"] == pytest.approx(min(1, expected), rel=1e-3)
+    by_hand = make_trainer(make_config(tiny_data, tmp_path, piwsl={"auto": True, "energy_share": 0.4}))
+    assert by_hand._balance.shares["energy"] == 0.4
 
 
 # ------------------------------------------------------------------ settings
