@@ -12,6 +12,7 @@ from fairchem_piwsl.config import merge
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.runs import model_name
+from fairchem_piwsl.settings import PIWSLSettings
 
 #: blocks of `optim` that stay when the rest is replaced by the small scale's
 KEPT = ("piwsl", "clip_grad_norm", "finetune_from")
@@ -47,7 +48,8 @@ def shrink(config: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -
     optim |= schedule(steps, structures, optim["batch_size"], validations=5)
     if "piwsl" in optim:  # a later start of the weak terms, as in the example's 3,003 steps at most
         longest = {"start_step": steps // 6, "ramp_steps": steps // 3}
-        shorter = {key: min(optim["piwsl"].get(key, 0), most) for key, most in longest.items()}
+        own = PIWSLSettings.from_config(optim["piwsl"])  # what auto stands for, too
+        shorter = {key: min(getattr(own, key), most) for key, most in longest.items()}
         optim["piwsl"] = {**optim["piwsl"], **shorter}
     small["optim"] = optim
     validation = small["dataset"]["val"]

@@ -18,6 +18,7 @@ from fairchem_piwsl.config import load_config
 from fairchem_piwsl.datasets.element_references import N_ELEMENTS, write_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.printed_results import printed_values
+from fairchem_piwsl.settings import PIWSLSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs" / "s2ef"
@@ -63,6 +64,9 @@ def test_small_scale_keeps_losses_and_weak_terms(tiny_data, tmp_path):
     assert small["optim"]["piwsl"] == config["optim"]["piwsl"] | late
     config["optim"]["piwsl"] |= {"start_step": 500, "ramp_steps": 10}
     assert shrink(config, SMALL, 600)["optim"]["piwsl"] == config["optim"]["piwsl"] | {"start_step": 100}
+    config["optim"]["piwsl"] = {"auto": True}  # starts as late as it would by itself
+    auto = PIWSLSettings.from_config(shrink(config, SMALL, 3003)["optim"]["piwsl"])
+    assert auto == PIWSLSettings.from_config({"auto": True})
     assert small["optim"]["clip_grad_norm"] == config["optim"]["clip_grad_norm"]
     assert "patience" not in small["optim"]  # of the scheduler that was replaced
     assert small["model"]["name"] == config["model"]["name"]
