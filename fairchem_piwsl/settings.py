@@ -166,9 +166,15 @@ class PIWSLSettings:
         return self.energy_share != 0 or (self.weak_share > 0 and self.weak)
 
     def measures(self, step: int) -> bool:
-        """Whether the gradients are measured at a training step (counted from 1)."""
-        every = STEPS_BETWEEN_MEASUREMENTS * self.every_n_steps
-        return self.balances and (step - max(self.start_step, 1)) % every == 0
+        """Whether the gradients are measured at a training step (counted from 1).
+
+        Not at the first one: force heads start near zero and give hardly a gradient, so that the energy labels
+        would get next to no weight while the model takes its direction, which costs forces to the end.
+        """
+        elapsed = step - max(self.start_step, 1)
+        return (
+            self.balances and elapsed > 0 and elapsed % (STEPS_BETWEEN_MEASUREMENTS * self.every_n_steps) == 0
+        )
 
     def without_weak_terms(self) -> PIWSLSettings:
         """These settings with all weak terms and balances off."""
