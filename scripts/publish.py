@@ -1,10 +1,11 @@
-"""Write the tables of the documentation anew from docs/results/*.json.
+"""Write the tables and marked changes of the documentation anew from docs/results/*.json.
 
     python scripts/publish.py
 
 A table stands in a page between `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`: RECIPE is a file
 of docs/results, which `python scripts/paper.py RECIPE --publish` writes; TABLE is comparison, equal_time, hand_chosen,
 tests, sizes, grid or cost; PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
+A change within a line stands between `<!-- change: RECIPE DATA/MODEL METHOD energy|forces -->` and `<!-- end of change -->`.
 """
 
 from pathlib import Path

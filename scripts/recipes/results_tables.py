@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.report.statistics import Change, mean_and_spread
+from fairchem_piwsl.report.statistics import Change, mean_and_spread, paired_change
 from fairchem_piwsl.report.tables import markdown_table
 from recipes.results_file import (
     ENERGY,
@@ -34,6 +34,10 @@ MARKED = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 START = re.compile(r"^<!-- results: ", re.MULTILINE)
+CHANGED = re.compile(
+    r"(?P<start><!-- change: (?P<recipe>\S+) (?P<place>\S+) (?P<method>\S+) (?P<error>\S+) -->)"
+    r"(?P<body>[^\n]*?)(?P<end><!-- end of change -->)"
+)
 
 
 def comparison(results: Results, pattern: str = "*") -> str:
@@ -158,23 +162,52 @@ TABLES: dict[str, Callable[[Results, str], str]] = {
 }
 
 
+def change(results: Results, place: str, method: str, error: str) -> str:
+    """`5.49 ± 0.17 → 3.11 ± 0.07: −43.3 % [−53, −33]`, from the best baseline of as many steps to a method.
+
+    Args:
+        results: content of a results file.
+        place: `<data set>/<model>`.
+        method: its name in the recipe.
+        error: energy or forces.
+
+    Raises:
+        UserError: the results lack the method, or a baseline beside it, or the error is neither of the two.
+    """
+    groups = grouped(results, place)
+    family = next((f for methods in groups.values() for f in families(methods) if method in f), {})
+    best = best_baseline(family)
+    if best is None or error not in ("energy", "forces"):
+        raise UserError(
+            f"change: the results have no {error} of {method} beside a baseline for {place}; "
+            "name a data set/model and method of the recipe, and energy or forces."
+        )
+    key = ENERGY if error == "energy" else FORCES
+    difference = paired_change(by_seed(family[method], key), by_seed(family[best], key))
+    return f"{_spread(family[best], key)} → {_spread(family[method], key)}: {_percent(difference)}"
+
+
 def fill(page: str, read: Callable[[str], Results]) -> str:
-    """A markdown page with each marked table written anew.
+    """A markdown page with each marked table and each marked change written anew.
 
     A table stands between a line `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`; TABLE is one of
-    `TABLES`, the shell pattern of `<data set>/<model>` may be left out.
+    `TABLES`, the shell pattern of `<data set>/<model>` may be left out. A change stands within a line between
+    `<!-- change: RECIPE DATA/MODEL METHOD energy|forces -->` and `<!-- end of change -->`.
 
     Args:
         page: its text.
         read: the results of a recipe by its name.
 
     Raises:
-        UserError: a table is not known, or a mark has no end.
+        UserError: a table or a change is not known, or a mark has no end.
     """
     if len(START.findall(page)) != sum(1 for _ in _marks(page)):
         raise UserError(
             "a mark '<!-- results: RECIPE TABLE -->' lacks its '<!-- end of results -->'; add it."
         )
+
+    if page.count("<!-- change: ") != len(CHANGED.findall(page)):
+        raise UserError("a mark '<!-- change: ... -->' lacks its '<!-- end of change -->'; add it.")
 
     def written(mark: re.Match[str]) -> str:
         if mark["table"] not in TABLES:
@@ -182,7 +215,11 @@ def fill(page: str, read: Callable[[str], Results]) -> str:
         table = TABLES[mark["table"]](read(mark["recipe"]), mark["pattern"] or "*")
         return f"{mark['start']}{table}{mark['end']}"
 
-    return MARKED.sub(written, page)
+    def changed(mark: re.Match[str]) -> str:
+        text = change(read(mark["recipe"]), mark["place"], mark["method"], mark["error"])
+        return f"{mark['start']}{text}{mark['end']}"
+
+    return CHANGED.sub(changed, MARKED.sub(written, page))
 
 
 def _marks(page: str) -> Iterator[re.Match[str]]:

@@ -130,6 +130,33 @@ def test_a_page_is_filled_between_its_marks_only():
         assert fill(text, {}.__getitem__) == text
 
 
+def test_a_change_within_a_line_is_against_the_best_baseline_of_its_family():
+    runs = [made_up_run("d", "m", "baseline", seed, 9.0 + seed, 4.0) for seed in range(3)]
+    runs += [made_up_run("d", "m", "baseline_30", seed, 6.0 + seed, 4.0) for seed in range(3)]
+    runs += [made_up_run("d", "m", "auto", seed, 3.0 + 0.5 * seed, 4.2) for seed in range(3)]
+    mark = "| a <!-- change: r d/m auto energy -->{}<!-- end of change --> b |"
+    filled = fill(mark.format("old"), {"r": results(runs)}.__getitem__)
+    assert filled == mark.format("7.00 ± 1.00 → 3.50 ± 0.50: −50.0 % [−68, −32]")
+    forces = fill(mark.replace("energy", "forces").format(""), {"r": results(runs)}.__getitem__)
+    assert "4.00 ± 0.00 → 4.20 ± 0.00: +5.0 %" in forces
+
+
+@pytest.mark.parametrize(
+    ("mark", "sentence"),
+    [
+        ("r d/m auto energy -->", "lacks its '<!-- end of change -->'"),
+        ("r d/m auto energy --> <!-- change: r d/m auto forces --> <!-- end of change -->", "lacks its"),
+        ("r d/m auto torque --><!-- end of change -->", "no torque of auto"),
+        ("r d/m piwsl energy --><!-- end of change -->", "no energy of piwsl beside a baseline for d/m"),
+        ("r other/m auto energy --><!-- end of change -->", "beside a baseline for other/m"),
+    ],
+)
+def test_mistakes_in_a_marked_change_are_sentences(mark, sentence):
+    runs = [made_up_run("d", "m", method, 0, 6.0, 4.0) for method in ("baseline", "auto")]
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        fill(f"<!-- change: {mark}", {"r": results(runs)}.__getitem__)
+
+
 def test_mistakes_in_a_page_are_sentences(tmp_path):
     with pytest.raises(UserError, match="lacks its"):
         fill("<!-- results: a comparison -->\n", lambda recipe: {})
