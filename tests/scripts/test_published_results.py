@@ -10,8 +10,17 @@ import publish
 import pytest
 from helpers_results import comparison
 from recipes.results_file import read_results
+from recipes.results_tables import CHANGED
+from scipy import stats
+
+from fairchem_piwsl.report.printed_results import printed_values
 
 RESULTS = sorted((publish.DOCS / "results").glob("*.json"))
+#: `5.82 ± 0.14 → 2.88 ± 0.12: −51 % [−56, −45] (p 0.02, 5 seeds)` on the page of claims
+CHANGE = re.compile(
+    r"(?P<before>[\d.]+) ± (?P<spread>[\d.]+) → (?P<after>[\d.]+) ± (?P<spread_after>[\d.]+): "
+    r"(?P<percent>\S+ % \[\S+ \S+\])(?: \(p (?P<p>[\d.]+)(?:, (?P<seeds>\d) seeds)?\))?"
+)
 
 
 @pytest.mark.parametrize("page", publish.PAGES, ids=lambda page: page.name)
@@ -52,3 +61,52 @@ def test_nothing_is_published_of_a_recipe_without_finished_runs(tmp_path, monkey
     with pytest.raises(paper.UserError, match="holds no finished run of self_tuning"):
         paper.write_results(recipe, "smoke", planned, tmp_path / "runs", publish=True)
     assert not (tmp_path / "docs").exists()
+
+
+def claims():
+    """Rows of the table of claims: the paper's numbers, ours without what `publish.py` writes."""
+    lines = (publish.DOCS / "claims.md").read_text().splitlines()
+    cells = [line.split("|")[1:-1] for line in lines if line.startswith("| ")][1:]
+    return [(paper_cell, CHANGED.sub("", ours)) for _, paper_cell, ours, _ in cells]
+
+
+def percent_with_interval(row):
+    """The change and its 95 % interval: of a paired t-test where p is given, else of Welch's."""
+    count = int(row["seeds"] or 3)
+    before, after = float(row["before"]), float(row["after"])
+    variances = [float(row[key]) ** 2 / count for key in ("spread", "spread_after")]
+    if row["p"]:
+        freedom = count - 1
+        error = abs(after - before) / stats.t.isf(float(row["p"]) / 2, freedom)
+    else:
+        freedom = sum(variances) ** 2 / sum(v**2 / (count - 1) for v in variances)
+        error = sum(variances) ** 0.5
+    half = stats.t.ppf(0.975, freedom) * error
+    mean, low, high = (100 * (after - before + shift) / before for shift in (0, -half, half))
+    return f"{mean:+.0f} % [{low:+.0f}, {high:+.0f}]".replace("-", "−")
+
+
+def test_intervals_of_claims_follow_from_means_and_spreads():
+    changes = [found for _, ours in claims() for found in CHANGE.finditer(ours)]
+    assert len(changes) > 10
+    assert {c[0]: c["percent"] for c in changes} == {c[0]: percent_with_interval(c) for c in changes}
+
+
+def test_our_numbers_in_claims_stand_in_the_pages_they_are_from():
+    pages = "".join((publish.DOCS / name).read_text() for name in ("results.md", "fine_tuning.md"))
+    for _, ours in claims():
+        means = [
+            f"{c[a]} ± {c[b]}"
+            for c in CHANGE.finditer(ours)
+            for a, b in (("before", "spread"), ("after", "spread_after"))
+        ]
+        for number in (*means, *re.findall(r"\d+\.\d+", ours)):
+            assert number in pages, ours
+
+
+def test_printed_numbers_in_claims_are_those_of_the_tables_they_name():
+    rows = claims()
+    assert sum("Table" in cell for cell, _ in rows) > 15
+    for cell, _ in rows:
+        printed = {v.value for v in printed_values() if v.table in re.findall(r"Table (\w+)", cell)}
+        assert {float(number) for number in re.findall(r"\d+\.\d\d\b(?! Å)", cell)} <= printed, cell
