@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
     if args.cost or args.publish:
         write_results(recipe, args.scale, planned, out, publish=args.publish)
         return
+    tests = further_tests(recipe)
     configs = make_configs(recipe, planned, chosen, args)
     seeds = args.seeds or (recipe.smoke.seeds if small else recipe.seeds)
     trainings = write_trainings(configs, seeds, out)
@@ -95,12 +96,23 @@ def run(args: argparse.Namespace) -> None:
         trainings,
         without_missing_reference(recipe.measure),
         out,
-        tests={name: ROOT / path for name, path in recipe.tests.items()},
+        tests=tests,
         side_by_side=args.jobs or (2 if small else 1),
         cpu=args.cpu or small,
     )
     write_results(recipe, args.scale, planned, out)
     print(f"report: {finish(recipe, args.scale, trainings, out)}")
+
+
+def further_tests(recipe: Recipe) -> dict[str, Path]:
+    """Files of a recipe's further test sets; a missing one is found before anything is trained."""
+    files = {name: ROOT / path for name, path in recipe.tests.items()}
+    for name, path in files.items():
+        if not path.is_file():
+            raise UserError(
+                f"{path} does not exist, the test set {name!r} of {recipe.name}: make it as examples/README.md says."
+            )
+    return files
 
 
 def make_configs(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import paper
 import pytest
 import yaml
 from recipes.carry_out import options, relative_lengths, use_data, write_trainings
@@ -41,12 +42,12 @@ def test_every_table_of_results_has_a_recipe():
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_find_their_configs_and_shrink_them(name, tiny_data, tmp_path):
     recipe = read_recipe(RECIPES[name])
-    paper = recipe.plan(CONFIGS)
+    full = recipe.plan(CONFIGS)
     if recipe.smoke.instead:
         return
     data = small_data(tiny_data, tmp_path / "data")
     small = recipe.plan(CONFIGS, small=True)
-    assert small.keys() <= paper.keys()
+    assert small.keys() <= full.keys()
     for config in use_data({key: run.config() for key, run in small.items()}, {}, lambda: data).values():
         config = shrink(config, SMALL, 60)
         assert config["optim"]["T_max"] == 60
@@ -131,6 +132,22 @@ def test_mistakes_in_a_recipe_are_sentences(text, message, tmp_path):
     (tmp_path / "bad.yml").write_text(text)
     with pytest.raises(UserError, match=message):
         [run.config() for run in read_recipe(tmp_path / "bad.yml").plan(CONFIGS).values()]
+
+
+def test_a_missing_test_set_is_named_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    recipe = read_recipe(RECIPES["extrapolation"])
+    for path in recipe.tests.values():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.setattr(paper, "ROOT", tmp_path)
+    assert list(paper.further_tests(recipe)) == ["300 K", "600 K", "900 K", "1200 K"]
+    (tmp_path / recipe.tests["900 K"]).unlink()
+    out = tmp_path / "runs"
+    monkeypatch.setattr(sys, "argv", ["paper.py", "extrapolation", "--out", str(out)])
+    with pytest.raises(SystemExit):
+        paper.main()
+    assert "does not exist, the test set '900 K' of extrapolation" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_other_settings_do_not_mix_into_a_folder(tmp_path):
