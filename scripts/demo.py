@@ -11,16 +11,15 @@ from pathlib import Path
 
 from example_data import example_data
 from recipes.compare import compare
-from recipes.compare_report import markdown_table, plot, rich_table, summary
-from rich.console import Console
+from recipes.compare_report import as_recipe, plot, present
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_folder, write_json, write_text
+from fairchem_piwsl.files import check_output_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "s2ef" / "example.yml"
-#: the config has PIWSL on; a weight of zero is the stock trainer, bit for bit
-METHODS = {"baseline": ["--optim.piwsl.c_pitc=0.0"], "piwsl": []}
+#: the config has PIWSL on; without, it is the stock trainer, bit for bit
+METHODS = {"baseline": ["--method", "baseline"], "piwsl": []}
 
 
 def main() -> None:
@@ -34,14 +33,8 @@ def main() -> None:
     results = compare(CONFIG, METHODS, args.seeds, test, args.out)
 
     title = "Aspirin, 100 labelled structures, PaiNN"
-    write_json(args.out / "summary.json", summary(results))
-    write_text(args.out / "table.md", markdown_table(results))
-    picture = plot(results, test, args.out / "demo.png", title)
-    console = Console()
-    console.print(rich_table(results, title))
-    console.print(
-        f"picture: {picture}\ntable:   {args.out / 'table.md'}\nnumbers: {args.out / 'summary.json'}"
-    )
+    plot(results, test, args.out / "demo.png", title)
+    present(results, args.out, as_recipe(results, "demo", title, "aspirin", "painn"))
 
 
 if __name__ == "__main__":

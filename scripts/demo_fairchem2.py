@@ -11,11 +11,10 @@ from pathlib import Path
 
 from recipes.compare import Result
 from recipes.compare_fairchem2 import compare, learning_curve
-from recipes.compare_report import markdown_table, plot, rich_table, summary
-from rich.console import Console
+from recipes.compare_report import as_recipe, plot, present
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_folder, write_json, write_text
+from fairchem_piwsl.files import check_output_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "fairchem2" / "aspirin_direct.yml"
@@ -46,20 +45,8 @@ def main() -> None:
 
     chosen = methods(args.energy_coefficients)
     results: list[Result] = compare(CONFIG, chosen, args.seeds, EXAMPLE, args.out, args.jobs)
-    write_json(
-        args.out / "fairchem2.json",
-        {
-            "methods": summary(results),
-            "runs": [{k: v for k, v in vars(run).items() if k != "checkpoint"} for run in results],
-        },
-    )
-    write_text(args.out / "table.md", markdown_table(results))
-    picture = plot(results, EXAMPLE / "test.extxyz.gz", args.out / "demo.png", TITLE, learning_curve)
-    console = Console()
-    console.print(rich_table(results, TITLE))
-    console.print(
-        f"picture: {picture}\ntable:   {args.out / 'table.md'}\nnumbers: {args.out / 'fairchem2.json'}"
-    )
+    plot(results, EXAMPLE / "test.extxyz.gz", args.out / "demo.png", TITLE, learning_curve)
+    present(results, args.out, as_recipe(results, "demo_fairchem2", TITLE, "aspirin", "escn_md"))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,11 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from recipes.compare import compare
-from recipes.compare_report import markdown_table, rich_table
-from rich.console import Console
+from recipes.compare_report import as_recipe, present
 
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_folder, write_text
+from fairchem_piwsl.files import check_output_folder
 
 CONFIG = Path(__file__).with_suffix(".yml")
 DATA = Path("data/rmd17_aspirin_100")
@@ -85,8 +84,8 @@ def main() -> None:
         convert(args.train, args.test)
     methods = {name: METHODS[name] for name in args.methods}
     results = compare(CONFIG, methods, args.seeds, DATA / "test" / "data.lmdb", args.out)
-    write_text(args.out / "table.md", markdown_table(results))
-    Console().print(rich_table(results, "rMD17 aspirin, 100 labelled structures, PaiNN"))
+    title = "rMD17 aspirin, 100 labelled structures, PaiNN"
+    present(results, args.out, as_recipe(results, "rmd17_aspirin", title, "rmd17_aspirin_100", "painn"))
 
 
 if __name__ == "__main__":

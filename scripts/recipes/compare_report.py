@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.potential import load_potential
 from fairchem_piwsl.datasets.read import read_labelled
+from fairchem_piwsl.files import write_json, write_text
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.curves import read_curves
 from fairchem_piwsl.report.statistics import mean_and_spread, relative_change
@@ -31,13 +32,30 @@ def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
     return groups
 
 
-def summary(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Means over seeds: method -> energy_rmse (kcal/mol), forces_rmse (kcal/mol/Angstrom), train_seconds."""
-    names = ("energy_rmse", "forces_rmse", "train_seconds")
-    return {
-        method: {name: statistics.fmean(getattr(run, name) for run in runs) for name in names}
-        for method, runs in by_method(results).items()
-    }
+def as_recipe(results: Sequence[Result], recipe: str, title: str, data: str, model: str) -> dict[str, Any]:
+    """The runs in the layout of docs/results/*.json, whose tables `scripts/publish.py` writes into pages."""
+    place = {"data": data, "trained_on": data, "model": model, "length": 1.0}
+    runs = [
+        {
+            **place,
+            "method": run.method,
+            "seed": run.seed,
+            "train_seconds": run.train_seconds,
+            "errors": {"energy_rmse": run.energy_rmse, "forces_rmse": run.forces_rmse},
+        }
+        for run in results
+    ]
+    units = {"energy": "kcal/mol", "forces": "kcal/mol/Angstrom", "time": "s"}
+    return {"recipe": recipe, "title": title, "units": units, "runs": runs}
+
+
+def present(results: Sequence[Result], out: Path, content: Mapping[str, Any]) -> None:
+    """Write `results.json` (`content`, see `as_recipe`) and `table.md`, print the table and what lies in `out`."""
+    write_json(out / "results.json", content)
+    write_text(out / "table.md", markdown_table(results))
+    console = Console()
+    console.print(rich_table(results, content["title"]))
+    console.print("\n".join(str(path) for path in sorted(out.iterdir()) if path.is_file()))
 
 
 def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,8 @@ import pytest
 import yaml
 from conftest import make_config
 from recipes.compare import Result, compare
-from recipes.compare_report import learning_curve, markdown_table, plot, rows, summary
+from recipes.compare_report import as_recipe, learning_curve, markdown_table, plot, present, rows
+from recipes.results_file import best_baseline, by_seed, grouped, read_results
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoints import read_checkpoint
@@ -99,7 +99,10 @@ def test_failed_training_names_its_log(comparison, tiny_data, tmp_path):
 
 def test_tables_and_picture(comparison, tiny_data, tmp_path):
     results = comparison[1]
-    assert json.loads(json.dumps(summary(results)))["piwsl"]["energy_rmse"] == results[1].energy_rmse
+    present(results, tmp_path, as_recipe(results, "made_up", "title", "aspirin", "painn"))
+    ((methods),) = grouped(read_results(tmp_path / "results.json")).values()
+    assert by_seed(methods["piwsl"], "energy_rmse") == {0: results[1].energy_rmse}
+    assert best_baseline(methods) == "baseline"
     steps, values = learning_curve(results[0], "energy_rmse")
     assert steps == [2, 4, 6]
     assert all(value > 0 for value in values)
