@@ -7,8 +7,6 @@ Angstrom; nothing is detached, both sides of every identity are differentiated (
 Points: A is the training structure, C = A + dr, B = A + dr'; dr'' = dr - dr' leads from B to C.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal

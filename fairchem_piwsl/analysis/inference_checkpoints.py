@@ -5,8 +5,6 @@ torch's restricted unpickler, and every name in it has to be one of fairchem's o
 (`--trust-checkpoint`).
 """
 
-from __future__ import annotations
-
 import collections
 import typing
 import zipfile

@@ -3,8 +3,6 @@
 Written and read without the package `ase-db-backends`, which comes with fairchem 2 only and writes rows in one order.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager

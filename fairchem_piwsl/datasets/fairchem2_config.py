@@ -1,7 +1,5 @@
 """Config lines for fairchem 2: data sets, and tasks with element references and scales."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

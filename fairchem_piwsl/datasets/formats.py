@@ -1,7 +1,5 @@
 """The formats that `piwsl prepare` writes, and the config lines that go with each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

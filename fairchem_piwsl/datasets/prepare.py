@@ -1,7 +1,5 @@
 """`piwsl prepare`: any file that ASE reads to train, val and test sets for fairchem."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """What was written, as numbers, as a table, and as config lines."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Scalars over training, from the files that upstream's logger wrote for TensorBoard."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

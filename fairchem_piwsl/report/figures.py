@@ -1,7 +1,5 @@
 """The look of every figure: readable defaults, colours that survive colour blindness, safe saving."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One self-contained HTML page, pictures inside, for the reports of trainings and of sweeps."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The report as one self-contained HTML page, and as markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

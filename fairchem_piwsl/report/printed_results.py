@@ -1,7 +1,5 @@
 """The paper's printed errors (Takamoto, Zaverkin, Niepert, ICML 2025), to stand beside one's own."""
 
-from __future__ import annotations
-
 import csv
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`piwsl report`: baseline, PIWSL and rivals over seeds, in one HTML page and a markdown table."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Figures of `piwsl report`: errors of every seed, learning curves over steps and wall time, weights that set themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Configs of fairchem-2 runs, as these leave them beside their checkpoints, in the layout of fairchem 1.10."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

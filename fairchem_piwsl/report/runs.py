@@ -1,7 +1,5 @@
 """Training runs on disk: which they are, what method they used, how they learnt, what was measured on them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Means over seeds, changes against a baseline, paired tests, and errors at equal wall time."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

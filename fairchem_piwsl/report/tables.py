@@ -1,7 +1,5 @@
 """Results as rich tables for the terminal."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Container, Iterable, Sequence
 from typing import Any

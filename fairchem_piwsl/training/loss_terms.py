@@ -1,7 +1,5 @@
 """What a step computes: outputs, and the total loss as a sum of named, weighted terms (Eq. 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias

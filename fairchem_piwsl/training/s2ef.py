@@ -4,8 +4,6 @@ Missing labels, root mean squares, any metric as the best checkpoint's, a checkp
 in epochs and a start from the weights of a checkpoint.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import math
