@@ -166,21 +166,19 @@ def plot_consistency(result: dict[str, Any], path: Path) -> Path:
                 label=f"{label}: slope {slope:.2f}",
             )
         figures.log_scale(left.xaxis)
-        left.set_yscale("log")
-        left.set_xlabel("displacement |dr|, root mean square per atom (Angstrom)")
-        left.set_ylabel(f"residual, root mean square ({units['energy']})")
+        left.set(yscale="log", xlabel="displacement |dr|, root mean square per atom (Angstrom)")
+        left.set(ylabel=f"residual, root mean square ({units['energy']})")
         left.legend(title="slope 2 and 3 if forces fit the energy", title_fontsize=9)
         predicted = np.asarray(result["force_mismatch"]["predicted"])
         energy = np.asarray(result["force_mismatch"]["from_energy"])
         limit = 1.05 * max(np.abs(predicted).max(), np.abs(energy).max(), 1e-12)
-        right.plot([-limit, limit], [-limit, limit], color=figures.REFERENCE, linewidth=0.8)
+        figures.diagonal(right, -limit, limit)
         right.scatter(energy, predicted, s=12, alpha=0.5, color=figures.colour(0), linewidths=0)
-        right.set_xlim(-limit, limit)
-        right.set_ylim(-limit, limit)
-        right.set_aspect("equal")
         right.locator_params(nbins=5)
-        right.set_xlabel(f"-dE/du by finite differences ({units['force']})")
-        right.set_ylabel(f"predicted force along u ({units['force']})")
-        right.set_title(f"mismatch {result['force_mismatch']['relative']:.2g} of the force")
+        right.set(
+            xlabel=f"-dE/du by finite differences ({units['force']})",
+            ylabel=f"predicted force along u ({units['force']})",
+            title=f"mismatch {result['force_mismatch']['relative']:.2g} of the force",
+        )
         fig.suptitle(result["model"])
         return figures.save(fig, path)

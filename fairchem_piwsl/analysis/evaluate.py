@@ -7,13 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fairchem_piwsl.analysis.error_metrics import (
-    UNITS,
-    energy_units,
-    error_table,
-    in_units,
-    unit_of,
-)
+from fairchem_piwsl.analysis.error_metrics import UNITS, energy_units, error_table, in_units, unit_of
 from fairchem_piwsl.analysis.potential import Potential, Predictions, load_potentials
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.datasets.read import read_labelled
@@ -185,8 +179,7 @@ def plot_parity(
             axes = fig.add_subplot(1, len(panels), number + 1)
             known = np.isfinite(x)
             _parity_panel(fig, axes, x[known], y[known])
-            axes.set_xlabel(f"reference {name} ({unit})")
-            axes.set_ylabel(f"predicted {name}")
+            axes.set(xlabel=f"reference {name} ({unit})", ylabel=f"predicted {name}")
             axes.locator_params(nbins=6)
         fig.suptitle(title)
         return figures.save(fig, path)
@@ -196,7 +189,7 @@ def _parity_panel(fig: Any, axes: Any, x: np.ndarray, y: np.ndarray) -> None:
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     margin = 0.04 * (high - low or 1.0)
     limits = (low - margin, high + margin)
-    axes.plot(limits, limits, color=figures.REFERENCE, linewidth=0.8, zorder=1)
+    figures.diagonal(axes, *limits)
     if len(x) > 2000:
         drawn = axes.hexbin(
             x, y, gridsize=70, bins="log", mincnt=1, cmap="viridis", extent=(*limits, *limits)
@@ -204,17 +197,9 @@ def _parity_panel(fig: Any, axes: Any, x: np.ndarray, y: np.ndarray) -> None:
         fig.colorbar(drawn, ax=axes, label="count", shrink=0.7)
     else:
         axes.scatter(x, y, s=12, alpha=0.6, color=figures.colour(0), linewidths=0, zorder=2)
-    axes.set_xlim(limits)
-    axes.set_ylim(limits)
-    axes.set_aspect("equal")
     error = y - x
-    axes.text(
-        0.04,
-        0.96,
-        f"MAE {np.abs(error).mean():.3g}\nRMSE {np.sqrt((error**2).mean()):.3g}",
-        transform=axes.transAxes,
-        va="top",
-    )
+    text = f"MAE {np.abs(error).mean():.3g}\nRMSE {np.sqrt((error**2).mean()):.3g}"
+    axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top")
 
 
 def _describe(

@@ -207,10 +207,12 @@ def plot_profile(result: dict[str, Any], path: Path) -> Path:
             notes.append("short lines: slope by the predicted force")
             bottom.plot([], [], color="#555555", linestyle=":", label="slope of the energy curve, -dE/dd")
             bottom.legend()
-        top.set_ylabel(f"energy ({units['energy']}), 0 as given")
-        top.set_title(f"{result['formula']}: bond {first}-{second}" + "\n" * bool(notes) + "; ".join(notes))
-        bottom.set_xlabel("bond length (Angstrom); dashed: as given")
-        bottom.set_ylabel(f"force along the bond\n({units['force']})")
+        title = f"{result['formula']}: bond {first}-{second}" + "\n" * bool(notes) + "; ".join(notes)
+        top.set(title=title, ylabel=f"energy ({units['energy']}), 0 as given")
+        bottom.set(
+            xlabel="bond length (Angstrom); dashed: as given",
+            ylabel=f"force along the bond\n({units['force']})",
+        )
         top.legend()
         return figures.save(fig, path)
 

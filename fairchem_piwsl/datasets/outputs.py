@@ -6,10 +6,8 @@ import os
 import shutil
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lmdb
@@ -17,6 +15,7 @@ import lmdb
 from fairchem_piwsl.datasets.splits import SPLITS
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder
+from fairchem_piwsl.jobs.signals import handled
 
 SUMMARY = "summary.json"
 _IN_SPLIT = ("data.lmdb", "data.lmdb-lock", "data.aselmdb", "data.aselmdb-lock", "metadata.npz")
@@ -81,7 +80,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}); give another folder.") from error
     try:
-        with _terminate_as_exception():
+        with handled(_stop, signal.SIGTERM):
             yield partial
             _take_place(partial, out)
     except lmdb.Error as error:
@@ -128,18 +127,6 @@ def _alive(pid: int) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _terminate_as_exception() -> Iterator[None]:
+def _stop(*_: Any) -> None:
     """A polite kill (SIGTERM, as batch systems send) ends like Ctrl-C, so that cleaning up happens."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    raise KeyboardInterrupt

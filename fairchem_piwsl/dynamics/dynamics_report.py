@@ -252,14 +252,12 @@ def plot_md(result: dict[str, Any], folders: Sequence[Path], n_atoms: int, path:
             if run["failed"]:
                 for axes in (energy, heat, bond):
                     axes.axvline(run["time"], linestyle=":", **style)
-        energy.set_ylabel("total energy less start (meV/atom)")
-        heat.set_ylabel("temperature (K)")
-        heat.axhline(
-            result["settings"]["temperature"], color=figures.REFERENCE, linewidth=0.8, linestyle="--"
-        )
-        bond.axhline(criterion["threshold"], color=figures.REFERENCE, linewidth=0.8, linestyle="--")
-        bond.set_ylabel(f"{criterion['name']}, departure ({criterion['unit']})")
-        bond.set_ylim(0, 1.6 * criterion["threshold"])
+        energy.set(ylabel="total energy less start (meV/atom)")
+        heat.set(ylabel="temperature (K)")
+        for axes, level in ((heat, result["settings"]["temperature"]), (bond, criterion["threshold"])):
+            axes.axhline(level, color=figures.REFERENCE, linewidth=0.8, linestyle="--")
+        departure = f"{criterion['name']}, departure ({criterion['unit']})"
+        bond.set(ylabel=departure, ylim=(0, 1.6 * criterion["threshold"]))
         for axes in (energy, heat, bond):
             axes.set_xlabel("time (ps); dotted: failure")
             axes.locator_params(axis="x", nbins=6)
@@ -269,8 +267,7 @@ def plot_md(result: dict[str, Any], folders: Sequence[Path], n_atoms: int, path:
         if distances["reference"] is not None:
             label = f"reference; integral of |difference| {distances['mae']:.3g}"
             h.plot(distances["r"], distances["reference"], color=figures.REFERENCE, linewidth=1, label=label)
-        h.set_xlabel("interatomic distance r (Angstrom)")
-        h.set_ylabel("h(r) (1/Angstrom)")
+        h.set(xlabel="interatomic distance r (Angstrom)", ylabel="h(r) (1/Angstrom)")
         h.legend()
         summary = result["summary"]
         fig.suptitle(

@@ -5,14 +5,13 @@ inside the signal handler, and cannot run on the CPU of a cluster. This one is p
 two steps, and joins its ranks with the backend that the config asks for.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
 import subprocess
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fairchem.core import _cli
@@ -21,6 +20,7 @@ from submitit.helpers import DelayedSubmission
 import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces` wherever a job is unpickled
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs.resuming import check_same_run, own_checkpoint
+from fairchem_piwsl.jobs.signals import handled
 from fairchem_piwsl.jobs.slurm import job_id, outlive_requeue
 from fairchem_piwsl.training.checkpoints import Preempted, close_datasets
 from fairchem_piwsl.upstream.checkpoint_access import reading_without_code
@@ -138,19 +138,13 @@ class _Signals:
         self.previous: Any = signal.SIG_DFL
         self.end_asked = False
 
-    def caught_for(self, trainer: Any) -> _Signals:
+    @contextmanager
+    def caught_for(self, trainer: Any) -> Iterator[None]:
         self.trainer = trainer
-        return self
-
-    def __enter__(self) -> None:
-        self._old: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread() and hasattr(self.trainer, "request_stop"):
-            self.previous = signal.getsignal(signal.SIGUSR2)
-            self._old = {n: signal.signal(n, self._on_signal) for n in (signal.SIGUSR2, signal.SIGTERM)}
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        numbers = (signal.SIGUSR2, signal.SIGTERM) if hasattr(trainer, "request_stop") else ()
+        with handled(self._on_signal, *numbers) as before:
+            self.previous = before.get(signal.SIGUSR2, signal.SIG_DFL)
+            yield
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:

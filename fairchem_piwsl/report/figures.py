@@ -57,6 +57,13 @@ def log_scale(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def diagonal(axes: Any, low: float, high: float) -> None:
+    """Both axes from `low` to `high` in one scale, and the line on which they are equal."""
+    limits = (low, high)
+    axes.plot(limits, limits, color=REFERENCE, linewidth=0.8, zorder=1)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+
+
 def save(fig: Figure, path: Path) -> Path:
     """Write a PNG, whole or not at all."""
     with whole_file(path) as file:

@@ -4,6 +4,7 @@ import csv
 import re
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from fairchem_piwsl.report.runs import Run, is_baseline
 
@@ -26,19 +27,8 @@ def printed_values() -> list[Printed]:
     """All values of the paper's tables, in the order of the file."""
     file = resources.files("fairchem_piwsl.report").joinpath("reference_results.csv")
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
-    return [
-        Printed(
-            row["table"],
-            row["dataset"],
-            int(row["n_train"]),
-            row["model"],
-            row["variant"],
-            row["quantity"],
-            float(row["value"]),
-            float(row["std"]) if row["std"] else None,
-        )
-        for row in rows
-    ]
+    numbers: dict[str, Any] = {"n_train": int, "value": float, "std": lambda text: float(text) if text else None}
+    return [Printed(**{name: numbers.get(name, str)(text) for name, text in row.items()}) for row in rows]
 
 
 def variants_of(run: Run) -> list[str]:

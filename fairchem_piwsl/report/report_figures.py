@@ -39,21 +39,15 @@ def plot_errors(
         for axes, quantity in zip(axes_list, shown, strict=True):
             for row, method in enumerate(methods):
                 entry = next((e for e in entries if (e.quantity, e.method) == (quantity, method)), None)
+                colour, item = figures.colour(row), printed.get((quantity, method))
                 if entry is not None:
-                    values = np.array(entry.values)
-                    axes.plot(values, np.full(len(values), row), "o", color=figures.colour(row), alpha=0.7)
-                    axes.plot(
-                        [entry.mean] * 2, [row - 0.28, row + 0.28], color=figures.colour(row), linewidth=2.5
-                    )
-                item = printed.get((quantity, method))
+                    axes.plot(entry.values, [row] * len(entry.values), "o", color=colour, alpha=0.7)
+                    axes.plot([entry.mean] * 2, [row - 0.28, row + 0.28], color=colour, linewidth=2.5)
                 if item is not None:
-                    axes.plot(
-                        item.value, row, "D", markerfacecolor="none", color=figures.REFERENCE, markersize=7
-                    )
+                    axes.plot(item.value, row, "D", mfc="none", color=figures.REFERENCE, markersize=7)
             axes.set_yticks(range(len(methods)), methods)
-            axes.set_ylim(len(methods) - 0.5, -0.5)
-            axes.set_xlabel(" in ".join(part for part in names[quantity] if part))
-            axes.set_xlim(0, 1.06 * axes.dataLim.x1)
+            label = " in ".join(part for part in names[quantity] if part)
+            axes.set(xlabel=label, xlim=(0, 1.06 * axes.dataLim.x1), ylim=(len(methods) - 0.5, -0.5))
         note = "; diamonds: the paper" if printed else ""
         fig.suptitle(f"{title} (dots: seeds, lines: means{note})", fontsize=11)
         return figures.save(fig, path)
@@ -83,9 +77,8 @@ def plot_curves(
             kind, measure = tag.removeprefix("val/").split("_")
             unit = energy if kind == "energy" else force
             name = "energy" if kind == "energy" else "force"
-            row[0].set_ylabel(f"validation {name} {measure.upper()}\n({unit})")
-            row[0].set_xlabel("training steps")
-            row[1].set_xlabel("wall time (min)" + ("; dashed: reached by all" if limit else ""))
+            row[0].set(xlabel="training steps", ylabel=f"validation {name} {measure.upper()}\n({unit})")
+            row[1].set(xlabel="wall time (min)" + ("; dashed: reached by all" if limit else ""))
             if limit:
                 row[1].axvline(limit / 60, color=figures.REFERENCE, linewidth=0.8, linestyle="--")
             figures.log_scale(row[0].yaxis)
@@ -121,8 +114,7 @@ def plot_weights(methods: dict[str, list[Run]], title: str, path: Path) -> Path 
                     for i, curve in enumerate(drawn):
                         style = {"color": figures.colour(number), "linewidth": 1.2, "alpha": 0.8}
                         axes.plot(curve.step, curve.value, label=None if i else term, **style)
-                axes.set_title(method)
-                axes.set_ylabel(label)
+                axes.set(title=method, ylabel=label)
                 axes.set_yscale("log", nonpositive="mask")
         for axes in grid[-1]:
             axes.set_xlabel("training steps")
@@ -145,10 +137,7 @@ def plot_survival(methods: dict[str, list[Run]], title: str, path: Path) -> Path
                     time, share = survival(starts)
                     label = f"{method}: {len(starts)} starts"
                     axes.step(time, share, where="post", color=figures.colour(number), label=label)
-            axes.set_xlabel("time (ps)")
-            axes.set_title(condition)
-            axes.set_ylim(-0.03, 1.05)
-            axes.set_xlim(left=0)
+            axes.set(xlabel="time (ps)", title=condition, xlim=(0, None), ylim=(-0.03, 1.05))
         panels[0].set_ylabel("share without failure")
         panels[-1].legend()
         fig.suptitle(title, fontsize=11)

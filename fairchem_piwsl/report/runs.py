@@ -1,5 +1,6 @@
 """Training runs on disk: which they are, what method they used, how they learnt, what was measured on them."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.inference_checkpoints import FILE
+from fairchem_piwsl.config import entries
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import read_json
 from fairchem_piwsl.report.curves import Curve, read_curves
@@ -159,17 +161,10 @@ def _tell_apart(runs: list[Run]) -> None:
                 run.method = f"{run.method} ({shown})"
 
 
-def settings_of(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys and values of a config, without paths, names and the seed, which runs of one method differ in."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if not prefix and key in PERSONAL:
-            continue
-        if isinstance(value, dict):
-            flat |= settings_of(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + str(key)] = value
-    return flat
+    shared = {key: value for key, value in config.items() if key not in PERSONAL}
+    return {key: value for key, value in entries(shared, in_lists=False) if not isinstance(value, Mapping)}
 
 
 def _dataset_label(source: str) -> str:
@@ -246,8 +241,8 @@ def _owner(runs: Sequence[Run], checkpoint: Any) -> Run | None:
 
 def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
     """How many last parts two paths share."""
-    equal = [x == y for x, y in zip(reversed(a), reversed(b), strict=False)]
-    return equal.index(False) if False in equal else len(equal)
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _measured(content: dict[str, Any], entry: dict[str, Any], units: str) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import threading
 import time
 import traceback
 import uuid
@@ -16,6 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from submitit.helpers import Checkpointable, DelayedSubmission
 
+from fairchem_piwsl.jobs.signals import handled
 from fairchem_piwsl.jobs.slurm import job_id, outlive_requeue
 from fairchem_piwsl.sweeps.folder import load_folder
 from fairchem_piwsl.sweeps.heartbeat import STOP, Heartbeat, Observer
@@ -78,25 +78,15 @@ class _Loop:
     def run(self) -> None:
         """Run trials until there is nothing to do."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        old = self._catch_signals()
-        try:
-            with self.heartbeat:
-                self.heartbeat.update(job=self.job, index=self.index, host=os.uname().nodename)
-                while self._one_more():
-                    pass
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-        handler = old.get(signal.SIGUSR2)
+        with handled(self._on_signal, signal.SIGUSR2, signal.SIGINT) as before, self.heartbeat:
+            self.heartbeat.update(job=self.job, index=self.index, host=os.uname().nodename)
+            while self._one_more():
+                pass
+        handler = before.get(signal.SIGUSR2)
         if self.preempted and callable(handler):
             handler(signal.SIGUSR2, None)  # submitit's: requeues the job and ends this process
 
     # ---------------------------------------------------------------- stopping
-
-    def _catch_signals(self) -> dict[int, Any]:
-        if threading.current_thread() is not threading.main_thread():
-            return {}
-        return {n: signal.signal(n, self._on_signal) for n in (signal.SIGUSR2, signal.SIGINT)}
 
     def _on_signal(self, number: int, frame: Any) -> None:
         """Only take notes here: this may interrupt a write to the study."""

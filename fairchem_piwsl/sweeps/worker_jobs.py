@@ -3,10 +3,7 @@
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from submitit.core.utils import FailedSubmissionError
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
+from fairchem_piwsl.jobs.signals import handled
 from fairchem_piwsl.jobs.slurm import MAX_TIMEOUTS, slurm_executor
 from fairchem_piwsl.sweeps.folder import LAUNCH, read_launch
 from fairchem_piwsl.sweeps.heartbeat import STOP, running_workers
@@ -49,7 +47,9 @@ class WorkerJobs:
             sent = self._send_to_slurm(workers)
         else:
             gpus = [] if self.sweep.cpu else visible_gpus()
-            with _inheriting_no_interrupts():
+            # submitit's process around a local worker would kill it a second after Ctrl-C; the worker itself listens
+            # to Ctrl-C again, finishes its step and hands its trial back
+            with handled(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP):
                 sent = [self._local(gpus, worker.index).submit(worker) for worker in workers]
         self.jobs += sent
         launch.update(executor=self.executor, jobs=launch["jobs"] + [str(job.job_id) for job in sent])
@@ -115,24 +115,6 @@ def sweep_executor(folder: Path, sweep: Sweep) -> submitit.AutoExecutor:
             f"job: submitit does not accept these parameters ({reason}); correct them."
         ) from error
     return executor
-
-
-@contextmanager
-def _inheriting_no_interrupts() -> Iterator[None]:
-    """Processes started in the block ignore Ctrl-C and a closed terminal.
-
-    submitit's process around a local worker would kill it a second after Ctrl-C; the worker itself listens to
-    Ctrl-C again, finishes its step and hands its trial back.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def queued(jobs: list[str]) -> list[str]:
