@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import StringIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ase.db
 from ase import Atoms, units
@@ -34,11 +34,11 @@ def reader_for(file_type: str) -> FrameReader:
     special: dict[str, FrameReader] = {
         "extxyz": ExtxyzReader(),
         "xyz": ExtxyzReader(),
-        "traj": TrajReader(),
-        "db": DatabaseReader(),
-        "json": DatabaseReader(),
+        "traj": IndexedReader(Trajectory),
+        "db": IndexedReader(lambda path: nullcontext(_Rows(path))),
+        "json": IndexedReader(lambda path: nullcontext(_Rows(path))),
         "xsf": XsfReader(),
-        "aselmdb": AseLmdbReader(),
+        "aselmdb": IndexedReader(ase_lmdb.opened),
     }
     return special.get(file_type, AnyReader())
 
@@ -94,55 +94,36 @@ class ExtxyzReader:
                 frame += 1
 
 
-class TrajReader:
-    """ASE trajectories."""
+class IndexedReader:
+    """Files whose frames have an index: `opened` gives a sequence of them for the length of a block."""
+
+    def __init__(self, opened: Callable[[Path], AbstractContextManager[Any]]) -> None:
+        self._opened = opened
 
     def count(self, path: Path) -> int:
-        with broken(path), Trajectory(str(path)) as trajectory:
-            return len(trajectory)
-
-    def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]:
-        with broken(path):
-            trajectory = Trajectory(str(path))
-        with trajectory:
-            for frame in frames:
-                with broken(path, frame):
-                    atoms = trajectory[frame]
-                yield atoms
-
-
-class DatabaseReader:
-    """ASE databases; a frame is a row, in order of its id."""
-
-    def _ids(self, path: Path) -> list[int]:
-        with broken(path), ase.db.connect(str(path)) as database:
-            return sorted(row.id for row in database.select(columns=["id"], include_data=False))
-
-    def count(self, path: Path) -> int:
-        return len(self._ids(path))
-
-    def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]:
-        ids = self._ids(path)
-        database = ase.db.connect(str(path))
-        for frame in frames:
-            with broken(path, frame):
-                atoms = database.get_atoms(id=ids[frame], add_additional_information=True)
-            yield atoms
-
-
-class AseLmdbReader:
-    """ASE databases in LMDB files; a frame is a row, in order of its id."""
-
-    def count(self, path: Path) -> int:
-        with broken(path), ase_lmdb.opened(path) as rows:
+        with broken(path), self._opened(path) as rows:
             return len(rows)
 
     def read(self, path: Path, frames: Sequence[int]) -> Iterator[Atoms]:
-        with broken(path), ase_lmdb.opened(path) as rows:
+        with broken(path), self._opened(path) as rows:
             for frame in frames:
                 with broken(path, frame):
                     atoms = rows[frame]
                 yield atoms
+
+
+class _Rows:
+    """The rows of an ASE database, in order of their ids."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = ase.db.connect(str(path))
+        self._ids = sorted(row.id for row in self._database.select(columns=["id"], include_data=False))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, frame: int) -> Atoms:
+        return self._database.get_atoms(id=self._ids[frame], add_additional_information=True)
 
 
 class AnyReader:

@@ -24,6 +24,7 @@ from fairchem_piwsl.datasets.splits import SPLITS, Sizes, check_not_negative
 from fairchem_piwsl.datasets.splits import split as draw
 from fairchem_piwsl.datasets.unit_checks import check_units
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import write_json
 from fairchem_piwsl.units import energy_unit, force_unit, length_unit
 
 #: sizes of drawn splits where none is given; None: all the rest
@@ -49,12 +50,15 @@ class WriteOptions:
     quiet: bool = False
 
 
+#: for each split, sources and indices into their concatenation
+Parts = dict[str, tuple[Sequence[Source], np.ndarray]]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Chosen structures: for each split, sources and indices into their concatenation."""
+    """Chosen structures, and what to tell the user."""
 
-    parts: dict[str, tuple[Sequence[Source], np.ndarray]]
-    arguments: dict[str, Any]  # what was asked for, for the summary and to recognise finished work
+    parts: Parts
     notes: list[str] = field(default_factory=list)
 
 
@@ -147,7 +151,7 @@ def prepare(
     everything = [*pool, *references, *(s for sources in parts_given.values() for s in sources)]
 
     def make_plan() -> Plan:
-        return Plan(_plan(pool, parts_given, sizes, seed, split), arguments)
+        return Plan(_plan(pool, parts_given, sizes, seed, split))
 
     return write_dataset(make_plan, everything, arguments, Path(out), options)
 
@@ -164,14 +168,13 @@ def write_dataset(
     Args:
         make_plan: called only when there is something to do, since it counts the structures of all files.
         sources: all that the plan may read from.
-        arguments: what was asked for; with the files it identifies the data set.
+        arguments: what was asked for, for the summary; with the files it identifies the data set.
         out: output folder.
         options: checks and output.
     """
     written = format_of(options.format)
-    if options.format != "lmdb":
-        arguments = arguments | {"format": options.format}
-    identity = _identity(arguments, sources)
+    of_format = {} if options.format == "lmdb" else {"format": options.format}
+    identity = _identity(arguments | of_format, sources)
     done = finished(out)
     if options.reuse and not options.overwrite and done is not None and done.get("identity") == identity:
         if not options.quiet:
@@ -194,10 +197,9 @@ def write_dataset(
             for name in records:
                 call_all_periodic(folder / name / "data.lmdb")
         result = _write_rest(records, folder, out, plan, warnings, options.references)
-        result["identity"] = identity
-        result["format"] = options.format
+        result |= {"arguments": arguments, "identity": identity, "format": options.format}
         (folder / "dataset.yml").write_text(written.lines(out, result), encoding="utf-8")
-        (folder / SUMMARY).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / SUMMARY, result)
     if not options.quiet:
         summary.show(result, written.hint.format(file=out / "dataset.yml"), written.pasted(out, result))
     return result
@@ -222,9 +224,9 @@ def free_atoms(sources: Sequence[Source]) -> dict[int, float]:
 
 def _plan(
     pool: list[Source], given: dict[str, list[Source]], sizes: dict[str, int | None], seed: int, mode: str
-) -> dict[str, tuple[Sequence[Source], np.ndarray]]:
+) -> Parts:
     """Given splits keep their structures in file order, the others are drawn from the pool."""
-    parts: dict[str, tuple[Sequence[Source], np.ndarray]] = {}
+    parts: Parts = {}
     if pool:
         wanted = {name: DRAWN[name] if sizes[name] is None else sizes[name] for name in SPLITS}
         wanted.update({name: 0 for name in SPLITS if given[name]})
@@ -304,9 +306,7 @@ def _write_rest(
     described = {name: summary.describe(r, refs) for name, r in records.items()}
     spread = described["train"]["energy_after_references_std_eV"]
     element_references.write_references(folder / "element_references.npz", refs)
-    element_references.write_normalizer(
-        folder / "energy_normalizer.npz", np.nan if spread is None else spread
-    )
+    element_references.write_normalizer(folder / "energy_normalizer.npz", spread or np.nan)
     element_references.write_normalizer(folder / "forces_normalizer.npz", train.force_rms)
     return {
         "out": str(out),
@@ -316,7 +316,6 @@ def _write_rest(
         "force_scale_eV_A": described["train"]["force_component_rms_eV_A"],
         "warnings": warnings,
         "notes": plan.notes,
-        "arguments": plan.arguments,
     }
 
 

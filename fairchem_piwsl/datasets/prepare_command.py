@@ -1,6 +1,8 @@
 """The command line of `piwsl prepare`."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Collection, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command("prepare")(prepare_command)
 
 
-def prepare_command(
+def declared_options(
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -35,9 +37,15 @@ def prepare_command(
         str,
         typer.Option(help="shuffle, or blocks: of each trajectory the end is test, before it val."),
     ] = "shuffle",
-    train_file: Annotated[list[str] | None, typer.Option(help="Given training split (repeatable).")] = None,
-    val_file: Annotated[list[str] | None, typer.Option(help="Given validation split (repeatable).")] = None,
-    test_file: Annotated[list[str] | None, typer.Option(help="Given test split (repeatable).")] = None,
+    train_files: Annotated[
+        list[str] | None, typer.Option("--train-file", help="Given training split (repeatable).")
+    ] = None,
+    val_files: Annotated[
+        list[str] | None, typer.Option("--val-file", help="Given validation split (repeatable).")
+    ] = None,
+    test_files: Annotated[
+        list[str] | None, typer.Option("--test-file", help="Given test split (repeatable).")
+    ] = None,
     units: Annotated[
         str, typer.Option(help="Energy unit: eV, meV, kcal/mol, kJ/mol, Hartree, Rydberg.")
     ] = "eV",
@@ -50,10 +58,11 @@ def prepare_command(
     energy_key: Annotated[str | None, typer.Option(help="Name of the energy in the files.")] = None,
     forces_key: Annotated[str | None, typer.Option(help="Name of the forces in the files.")] = None,
     no_forces: Annotated[bool, typer.Option("--no-forces", help="Leave forces out.")] = False,
-    reference_file: Annotated[
+    reference_files: Annotated[
         list[str] | None,
         typer.Option(
-            help="Free atoms whose energies are the element references (repeatable; default: a fit)."
+            "--reference-file",
+            help="Free atoms whose energies are the element references (repeatable; default: a fit).",
         ),
     ] = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Labels may be missing.")] = False,
@@ -76,56 +85,37 @@ def prepare_command(
     `piwsl prepare ani1x|rmd17|md22|md17_ccsd_t|tio2|lmnto PATH... --out DIR` for the paper's data sets with the
     paper's splits.
     """
+
+
+#: options for files of one's own, and for published data sets
+OWN = (
+    *("train_files", "val_files", "test_files", "energy_key", "forces_key", "no_forces", "allow_missing"),
+    *("reference_files", "units", "length_units", "force_units", "split"),
+)
+PUBLISHED = ("molecule", "level", "published_split")
+
+
+@wraps(declared_options)
+def prepare_command(files: list[str] | None, **options: Any) -> None:
+    """Give the options to the function behind the form that was used, by their names."""
     from fairchem_piwsl.datasets.prepare import prepare
     from fairchem_piwsl.datasets.published.plans import NAMES, prepare_published
 
-    own = {
-        "--train-file": train_file,
-        "--val-file": val_file,
-        "--test-file": test_file,
-        "--energy-key": energy_key,
-        "--forces-key": forces_key,
-        "--no-forces": no_forces,
-        "--allow-missing": allow_missing,
-        "--reference-file": reference_file,
-        "--units": units != "eV",
-        "--length-units": length_units != "Angstrom",
-        "--force-units": force_units,
-        "--split": split != "shuffle",
-    }
-    published = {"--molecule": molecule, "--level": level, "--published-split": published_split}
-    common: dict[str, Any] = {
-        **{"out": out, "train": train, "val": val, "test": test, "seed": seed},
-        **{"format": format, "trust_units": trust_units, "overwrite": overwrite},
-    }
+    given = {name: value for name, value in options.items() if value is not None}
     if files and files[0] in NAMES:
-        _refuse(own, f"{files[0]} is read as published")
-        prepare_published(
-            files[0], files[1:], molecule=molecule, level=level, published_split=published_split, **common
-        )
-        return
-    _refuse(published, f"the first argument names no data set ({', '.join(NAMES)})")
-    prepare(
-        files or [],
-        split=split,
-        train_files=train_file or [],
-        val_files=val_file or [],
-        test_files=test_file or [],
-        units=units,
-        length_units=length_units,
-        force_units=force_units,
-        energy_key=energy_key,
-        forces_key=forces_key,
-        no_forces=no_forces,
-        reference_files=reference_file or [],
-        allow_missing=allow_missing,
-        allow_duplicates=allow_duplicates,
-        **common,
-    )
+        given = _without(OWN, given, f"{files[0]} is read as published")
+        given.pop("allow_duplicates")  # published sets are taken as they are
+        prepare_published(files[0], files[1:], **given)
+    else:
+        named = f"the first argument names no data set ({', '.join(NAMES)})"
+        prepare(files or [], **_without(PUBLISHED, given, named))
 
 
-def _refuse(options: Mapping[str, object], reason: str) -> None:
-    """Complain about an option that was given but has no meaning here."""
-    given = [name for name, value in options.items() if value]
-    if given:
-        raise UserError(f"{given[0]} cannot be used here, since {reason}; leave it out.")
+def _without(names: Collection[str], options: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The other options; complains where one of `names` was given, which has no meaning here."""
+    usual = inspect.signature(declared_options).parameters
+    for name in names:
+        if options.get(name) and options[name] != usual[name].default:
+            option = name.replace("_files", "_file").replace("_", "-")
+            raise UserError(f"--{option} cannot be used here, since {reason}; leave it out.")
+    return {name: value for name, value in options.items() if name not in names}

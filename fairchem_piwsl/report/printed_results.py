@@ -27,7 +27,11 @@ def printed_values() -> list[Printed]:
     """All values of the paper's tables, in the order of the file."""
     file = resources.files("fairchem_piwsl.report").joinpath("reference_results.csv")
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
-    numbers: dict[str, Any] = {"n_train": int, "value": float, "std": lambda text: float(text) if text else None}
+    numbers: dict[str, Any] = {
+        "n_train": int,
+        "value": float,
+        "std": lambda text: float(text) if text else None,
+    }
     return [Printed(**{name: numbers.get(name, str)(text) for name, text in row.items()}) for row in rows]
 
 

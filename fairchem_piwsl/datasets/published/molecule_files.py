@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from fairchem_piwsl.datasets.ase_files import broken
-from fairchem_piwsl.datasets.prepare import Plan
+from fairchem_piwsl.datasets.prepare import Parts, Plan
 from fairchem_piwsl.datasets.published.npz_files import NpzSource
-from fairchem_piwsl.datasets.published.paper_splits import Chosen, PaperSplit, Request, choose_sizes, draw
+from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes, draw
+from fairchem_piwsl.datasets.splits import SPLITS
 from fairchem_piwsl.errors import UserError
 
 #: rmd17_aspirin_train_01.npz, ethanol_ccsd_t-test.npz, md22_AT-AT.npz, rmd17_aspirin.npz
@@ -102,7 +103,7 @@ def molecule_plan(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
     if dropped:
         sizes.notes.append(f"{dropped} structures repeat another one and were left out.")
     chosen = draw(len(keep), sizes, request.seed)
-    return Plan({name: (roles.rest, keep[indices]) for name, indices in chosen.items()}, {}, sizes.notes)
+    return Plan({name: (roles.rest, keep[indices]) for name, indices in chosen.items()}, sizes.notes)
 
 
 def _published_pair(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
@@ -124,16 +125,12 @@ def _published_pair(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
             f"Training on all {n_file} would leave none for validation: the training set has {n_train}."
         )
     rest = np.concatenate([order[n_train:][::-1], n_file + others])
-    sizes = _published_sizes(Chosen(n_train, len(rest), n_test, notes), paper, request, roles.train.name)
-    return Plan(
-        {
-            "train": ([roles.train], order[:n_train]),
-            "val": ([roles.train, *roles.rest], rest[: sizes.val]),
-            "test": ([roles.test], np.arange(sizes.test)),
-        },
-        {},
-        sizes.notes,
-    )
+    parts: Parts = {
+        "train": ([roles.train], order[:n_train]),
+        "val": ([roles.train, *roles.rest], rest),
+        "test": ([roles.test], np.arange(n_test)),
+    }
+    return _published_plan(parts, notes, paper, request, roles.train.name)
 
 
 def _published_index(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
@@ -153,18 +150,9 @@ def _published_index(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
     notes = [
         f"Published split {roles.split} kept: train and test by the index files, validation from the rest."
     ]
-    sizes = _published_sizes(
-        Chosen(n_train, len(others), len(rows["test"]), notes), paper, request, source.name
-    )
-    return Plan(
-        {
-            "train": ([source], train[:n_train]),
-            "val": ([source], others[: sizes.val]),
-            "test": ([source], rows["test"][: sizes.test]),
-        },
-        {},
-        sizes.notes,
-    )
+    chosen = {"train": train[:n_train], "val": others, "test": rows["test"]}
+    parts: Parts = {name: ([source], indices) for name, indices in chosen.items()}
+    return _published_plan(parts, notes, paper, request, source.name)
 
 
 def _train_size(total: int, paper: PaperSplit, request: Request, name: str) -> int:
@@ -183,24 +171,26 @@ def _rows(path: Path) -> np.ndarray:
     return rows
 
 
-def _published_sizes(room: Chosen, paper: PaperSplit, request: Request, name: str) -> Chosen:
-    """Sizes within a published split: `room` has what there is."""
-    n_val = paper.validation(room.train) if request.val is None else request.val
-    n_test = room.test if request.test is None else request.test
-    if n_test > room.test:
-        raise UserError(f"The published test set holds {room.test} structures, not {n_test}: lower --test.")
-    if room.val < n_val and request.val is not None:
-        raise UserError(f"Only {room.val} structures are left for validation, not {n_val}: lower --val.")
-    if room.val == 0 and n_val > 0:
+def _published_plan(parts: Parts, notes: list[str], paper: PaperSplit, request: Request, name: str) -> Plan:
+    """The split with as many of the structures in `parts` for validation and test as are wanted."""
+    train, val, test = (len(parts[split][1]) for split in SPLITS)
+    n_val = paper.validation(train) if request.val is None else request.val
+    n_test = test if request.test is None else request.test
+    if n_test > test:
+        raise UserError(f"The published test set holds {test} structures, not {n_test}: lower --test.")
+    if val < n_val and request.val is not None:
+        raise UserError(f"Only {val} structures are left for validation, not {n_val}: lower --val.")
+    if val == 0 and n_val > 0:
         raise UserError(
-            f"Training on all {room.train} structures of {name} leaves none for validation: lower --train, or give "
+            f"Training on all {train} structures of {name} leaves none for validation: lower --train, or give "
             f"the files of another published split as well."
         )
-    if room.val < n_val:
-        room.notes.append(f"The validation set has {room.val} structures, all that is left, not {n_val}.")
+    if val < n_val:
+        notes.append(f"The validation set has {val} structures, all that is left, not {n_val}.")
     if n_test < paper.test and request.test is None:
-        room.notes.append(f"The test set has the {n_test} published structures; the paper drew {paper.test}.")
-    return Chosen(room.train, min(n_val, room.val), n_test, room.notes)
+        notes.append(f"The test set has the {n_test} published structures; the paper drew {paper.test}.")
+    kept = {"train": train, "val": n_val, "test": n_test}
+    return Plan({split: (sources, rows[: kept[split]]) for split, (sources, rows) in parts.items()}, notes)
 
 
 def _distinct(sources: Sequence[NpzSource], taken: set) -> tuple[np.ndarray, int]:

@@ -88,7 +88,7 @@ def prepare_published(
 
     def planned() -> Plan:
         plan = make_plan()
-        return Plan({k: v for k, v in plan.parts.items() if len(v[1])}, arguments, plan.notes)
+        return Plan({k: v for k, v in plan.parts.items() if len(v[1])}, plan.notes)
 
     return write_dataset(planned, sources, arguments, Path(out), options)
 
@@ -122,7 +122,7 @@ def _pool_plan(paper: PaperSplit, sources: Sequence[Source], request: Request) -
     total = sum(source.count() for source in sources)
     sizes = choose_sizes(paper, total, request.train, request.val, request.test)
     chosen = draw(total, sizes, request.seed)
-    return Plan({name: (sources, indices) for name, indices in chosen.items()}, {}, sizes.notes)
+    return Plan({name: (sources, indices) for name, indices in chosen.items()}, sizes.notes)
 
 
 def _expand(paths: Sequence[str | Path]) -> list[Path]:
