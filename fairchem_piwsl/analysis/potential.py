@@ -172,6 +172,21 @@ def load_potentials(checkpoints: Sequence[str | Path], **options: Any) -> list[P
     ]
 
 
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Errors of a model's own code while it is built and given its weights, as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path}: its weights do not fit the model that its config names ({reason}); give a checkpoint as "
+            "training wrote it."
+        ) from error
+
+
 def check_weights(model: Any, path: Path) -> None:
     """Refuse a model that diverged in training."""
     for name, weights in model.named_parameters():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 
-from fairchem_piwsl.analysis.potential import Potential, check_weights, default_dtype, quiet, seeded
+from fairchem_piwsl.analysis.potential import Potential, check_weights, default_dtype, fitting, quiet, seeded
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import to_batch
 
@@ -84,18 +84,9 @@ def load(path: Path, name: str, cpu: bool, dtype: Any, gradient_forces: bool, em
             f"{path}: this model has no forces output; use the gradient of its energy instead "
             "(--gradient-forces, or gradient_forces=True)."
         )
-    try:
-        with quiet():
-            trainer = _build_trainer(path, config, cpu)
-            trainer.load_checkpoint(str(path), checkpoint=state, inference_only=True)
-    except UserError:
-        raise
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{path}: its weights do not fit the model that its config names ({reason}); give a checkpoint as "
-            "training wrote it."
-        ) from error
+    with fitting(path), quiet():
+        trainer = _build_trainer(path, config, cpu)
+        trainer.load_checkpoint(str(path), checkpoint=state, inference_only=True)
     if ema:
         copy_averaged_weights(trainer.model, state)
     check_weights(trainer.model, path)

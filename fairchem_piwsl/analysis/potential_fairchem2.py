@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ase import Atoms
 
 from fairchem_piwsl.analysis.inference_checkpoints import read_inference_checkpoint
-from fairchem_piwsl.analysis.potential import Potential, check_weights, default_dtype, quiet, seeded
+from fairchem_piwsl.analysis.potential import Potential, check_weights, default_dtype, fitting, quiet, seeded
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.run_configs import run_config
 from fairchem_piwsl.structures import STATES, with_full_cell
@@ -104,19 +104,9 @@ def load(
         activation_checkpointing=False,
         auto_add_default_untrained_tasks=False,
     )
-    try:
-        with quiet(logging.ERROR):
-            unit = load_predict_unit(
-                path,
-                inference_settings=settings,
-                device="cuda" if torch.cuda.is_available() and not cpu else "cpu",
-            )
-    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{path}: its weights do not fit the model that its config names ({reason}); give a checkpoint as "
-            "training wrote it."
-        ) from error
+    device = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
+    with fitting(path), quiet(logging.ERROR):
+        unit = load_predict_unit(path, inference_settings=settings, device=device)
     check_weights(unit.model, path)
     task_name = _chosen(task_name, list(unit.dataset_to_tasks), path)
     tasks = {task.property: task for task in unit.dataset_to_tasks[task_name]}

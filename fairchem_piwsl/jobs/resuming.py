@@ -13,7 +13,7 @@ from typing import Any
 
 from fairchem_piwsl.config import entries
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.training.checkpoint_files import load_weights, read_checkpoint
+from fairchem_piwsl.training.checkpoint_files import load_weights, no_training_state, read_checkpoint
 from fairchem_piwsl.training.data_checks import by_split
 from fairchem_piwsl.training.preflight import build_model
 
@@ -66,10 +66,7 @@ def check_start(config: Mapping[str, Any], ranks: int) -> None:
     key = "--timestamp-id" if own else "--checkpoint"
     checkpoint = read_checkpoint(path, key=key)
     if config["mode"] == "train" and "optimizer" not in checkpoint:
-        raise UserError(
-            f"{path} holds weights without optimizer and EMA, so training cannot be resumed from it; resume from "
-            "checkpoint.pt, or start anew from these weights with optim.finetune_from."
-        )
+        raise no_training_state(path)
     if own:
         check_same_run(config, own, ranks)
     elif config["mode"] == "train" and (found := differences(checkpoint, config, ranks)):

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fairchem_piwsl.files import whole_file
 
@@ -50,10 +50,11 @@ def marker(number: int) -> str:
 
 
 def log_scale(axis: Any) -> None:
-    """A logarithmic axis with ticks at 1, 2 and 5 and plain numbers."""
+    """A logarithmic axis with plain numbers at its ticks, few enough to stand beside each other."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9))
+    axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -64,8 +65,8 @@ def diagonal(axes: Any, low: float, high: float) -> None:
     axes.set(xlim=limits, ylim=limits, aspect="equal")
 
 
-def save(fig: Figure, path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
+def save(fig: Figure, path: Path, **how: Any) -> Path:
+    """Write a PNG, whole or not at all; `how` goes to matplotlib's `savefig`."""
     with whole_file(path) as file:
-        fig.savefig(file, format="png")
+        fig.savefig(file, format="png", **how)
     return path

@@ -3,7 +3,6 @@
 Optuna's own figures take a trial that was tried again for several, and show none that failed.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import numpy as np
 import optuna
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from fairchem_piwsl.files import check_output_folder, whole_file
+from fairchem_piwsl.files import check_output_folder
+from fairchem_piwsl.report.figures import log_scale, save
 from fairchem_piwsl.report.html_page import Part, Table, write_html
 from fairchem_piwsl.sweeps.results import open_sweep, summary
 from fairchem_piwsl.sweeps.study import REASON, SLOT, completed, slots
@@ -36,11 +35,8 @@ def write_report(folder: Path) -> Path:
     check_output_folder(target, "report:")
     parts = []
     for name, figure in figures(study, sweep.objective.names).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        with whole_file(target / f"{name}.png") as file:
-            file.write(buffer.getvalue())
-        parts.append(Part(TITLES[name], images={name: buffer.getvalue()}))
+        picture = save(figure, target / f"{name}.png", dpi=120)
+        parts.append(Part(TITLES[name], images={name: picture.read_bytes()}))
     parts.append(Part("Trials", _table(sweep, study)))
     notes = _notes(summary(sweep, study, folder))
     return write_html(target / "index.html", f"Sweep {sweep.study}", notes, parts)
@@ -83,12 +79,7 @@ LEAST_SPREAD = 2e-4
 
 def figures(study: optuna.Study, names: Sequence[str]) -> dict[str, Figure]:
     """All figures that this study has trials for, by name; `names` are those of a trial's values."""
-    found = {
-        "history": history(study, names),
-        "importance": importance(study, names),
-        "slices": slices(study, names),
-        "pareto": pareto(study, names),
-    }
+    found = {draw.__name__: draw(study, names) for draw in (history, importance, slices, pareto)}
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -96,23 +87,13 @@ def _value_axis(axis: Any, values: Sequence[float], name: str, which: str = "y")
     """An axis on which values can be read: logarithmic over decades, and never as offsets from a long number."""
     low, high, middle = min(values), max(values), (min(values) + max(values)) / 2
     if low > 0 and high / low > 20:
-        _log_axis(axis, which)
+        log_scale(getattr(axis, f"{which}axis"))
     else:
         axis.ticklabel_format(axis=which, useOffset=False)
         least = LEAST_SPREAD * abs(middle)
         if high - low < 2 * least:
             axis.set(**{f"{which}lim": (middle - least, middle + least)})
     axis.set(**{f"{which}label": name})
-
-
-def _log_axis(axis: Any, which: str) -> None:
-    """A logarithmic axis with plain numbers at its ticks, few enough to stand beside each other."""
-    axis.set(**{f"{which}scale": "log"})
-    ticks = axis.xaxis if which == "x" else axis.yaxis
-    low, high = ticks.get_view_interval()
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9))
-    ticks.set_major_formatter("{x:g}")
-    ticks.set_minor_formatter(NullFormatter())
 
 
 def history(study: optuna.Study, names: Sequence[str]) -> Figure:
@@ -200,7 +181,7 @@ def _slice(axis: Any, done: list[FrozenTrial], best: FrozenTrial, key: str, row:
         axis.set_xticks(range(len(choices)), [str(choice) for choice in choices])
         axis.set_xlim(-0.5, len(choices) - 0.5)
     elif getattr(distribution, "log", False):
-        _log_axis(axis, "x")
+        log_scale(axis.xaxis)
     else:
         axis.ticklabel_format(axis="x", useOffset=False)
         axis.locator_params(axis="x", nbins=4)

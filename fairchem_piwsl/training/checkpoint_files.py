@@ -161,6 +161,14 @@ def _refuse(path: str | os.PathLike[str], key: str, why: str) -> None:
     )
 
 
+def no_training_state(path: str | os.PathLike[str]) -> UserError:
+    """What to say where training cannot go on from a checkpoint that has weights alone."""
+    return UserError(
+        f"{path} holds weights without optimizer and EMA, so training cannot be resumed from it; resume from "
+        "checkpoint.pt, or start anew from these weights with optim.finetune_from."
+    )
+
+
 def model_name(checkpoint: Mapping[str, Any]) -> str:
     """Name of the model that a checkpoint's config has, in the layouts before and after fairchem 1.0."""
     model = checkpoint["config"]["model"]

@@ -17,7 +17,7 @@ from torch_geometric.data import Batch
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training import metrics, preflight
-from fairchem_piwsl.training.checkpoint_files import read_checkpoint
+from fairchem_piwsl.training.checkpoint_files import no_training_state, read_checkpoint
 from fairchem_piwsl.training.checkpoints import ResumableMixin, random_state, set_random_state
 from fairchem_piwsl.training.cpu_speed import full_speed
 from fairchem_piwsl.training.fine_tuning import start_from
@@ -115,11 +115,7 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Upstream's training loop; it ends with a validation and a checkpoint of the last step."""
         if self._checkpoint_without_state:
-            raise UserError(
-                f"{self._checkpoint_without_state} holds weights without optimizer and EMA, so training cannot "
-                "be resumed from it; resume from checkpoint.pt, or start anew from these weights with "
-                "optim.finetune_from."
-            )
+            raise no_training_state(self._checkpoint_without_state)
         epochs, steps = self.config["optim"]["max_epochs"], len(self.train_loader)
         if self.step >= epochs * steps:
             raise UserError(

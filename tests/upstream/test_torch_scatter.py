@@ -100,7 +100,7 @@ def test_values_and_gradients_match_the_compiled_package(
 @needs_compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduce", REDUCTIONS)
-def test_shapes_dimensions_and_out_match_the_compiled_package(reduce: str, dtype: torch.dtype) -> None:
+def test_shapes_and_dimensions_match_the_compiled_package(reduce: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     src = torch.randint(-9, 9, (4, 6, 5), generator=generator).to(dtype)
     short = torch.tensor([0, 0, 1, 3, 3, 3])
@@ -123,12 +123,6 @@ def test_shapes_dimensions_and_out_match_the_compiled_package(reduce: str, dtype
         result = getattr(own, name)(src, *args, **kwargs)
         assert result.dtype == dtype
         torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6, msg=f"{name} {kwargs}")
-        start = torch.randint(-9, 9, expected.shape, generator=generator).to(dtype)
-        ours, theirs = start.clone(), start.clone()
-        kwargs.pop("dim_size", None)
-        assert getattr(own, name)(src, *args, out=ours, **kwargs) is ours
-        getattr(compiled, name)(src, *args, out=theirs, **kwargs)
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=f"out, {name} {kwargs}")
 
 
 @needs_compiled
