@@ -98,13 +98,9 @@ def bond_profile(
 
 def stretched(atoms: Atoms, bond: tuple[int, int], moving: np.ndarray, lengths: np.ndarray) -> list[Atoms]:
     """Copies of `atoms` with the bond at each of `lengths` (Angstrom); atoms `moving` shift along it as one."""
-    vector = atoms.get_distance(*bond, mic=True, vector=True)
-    initial = np.linalg.norm(vector)
-    frames = []
-    for length in lengths:
-        frame = atoms.copy()
-        frame.positions[moving] += (length - initial) * vector / initial
-        frames.append(frame)
+    frames = [atoms.copy() for _ in lengths]
+    for frame, length in zip(frames, lengths, strict=True):
+        frame.set_distance(*bond, length, fix=0, mic=True, indices=moving)
     return frames
 
 

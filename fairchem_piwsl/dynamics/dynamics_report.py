@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,9 @@ def run_md(
         raise UserError("give either a checkpoint or --calculator.")
     if steps < 1 or seeds < 1 or first_seed < 0:
         raise UserError("--steps and --seeds must be 1 or more, --first-seed 0 or more.")
-    limits = {
-        "--bond-threshold": bond_threshold,
-        "--rdf-threshold": rdf_threshold,
-        "--rdf-window": rdf_window,
-    }
-    for option, value in limits.items():
-        check_positive(option, value)
+    check_positive("--bond-threshold", bond_threshold)
+    check_positive("--rdf-threshold", rdf_threshold)
+    check_positive("--rdf-window", rdf_window)
     if calculator is not None:
         reference_calculator(calculator)  # first of all: reading an LMDB loads torch, tblite must precede it
     atoms = _molecule_or_crystal(read_structure(structure, index))
@@ -78,12 +75,9 @@ def run_md(
     check_settings(folder, _fingerprint(atoms, settings, source, criteria[0]))
     runs = []
     for seed, criterion in enumerate(criteria, first_seed):
-
-        def tell(step: int, temperature: float, speed: float, seed: int = seed) -> None:
-            report(seed, step, temperature, speed)
-
-        progress = simulate(atoms, engine(), settings, steps, seed, folder / f"seed_{seed}", criterion, tell)
-        runs.append(_describe(seed, progress, folder / f"seed_{seed}", settings, len(atoms)))
+        place, tell = folder / f"seed_{seed}", partial(report, seed)
+        progress = simulate(atoms, engine(), settings, steps, seed, place, criterion, tell)
+        runs.append(_describe(seed, progress, place, settings, len(atoms)))
     result = {
         "command": "md",
         "model": name,
@@ -104,8 +98,7 @@ def run_md(
         "summary": _summary(runs),
     }
     folders = [folder / f"seed_{run['seed']}" for run in runs]
-    distances = _distances(folders, runs, reference)
-    result["distances"] = distances
+    result["distances"] = _distances(folders, runs, reference)
     write_result(folder / "md.json", result, folder / "md.png")
     plot_md(result, folders, len(atoms), folder / "md.png")
     return result

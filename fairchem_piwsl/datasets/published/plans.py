@@ -51,15 +51,12 @@ def prepare_published(
     Args:
         name: one of `NAMES`.
         paths: files, folders or globs as published.
-        out: new folder.
         train, val, test: structures; left out, the paper's sizes (the largest training set that fits).
         seed: of the shuffle. The test set is the same for every training size.
         molecule: which molecule, if the files hold several.
         level: ANI-1x's level of theory, `wb97x_dz` if left out.
         published_split: rMD17's split, `01` to `05`, if the files come with them.
-        trust_units: keep labels that seem to have another unit.
-        overwrite: replace a data set in `out` that this function or `prepare` wrote.
-        format: `lmdb` for fairchem 1.10, `aselmdb` for fairchem 2.
+        out, trust_units, overwrite, format: as for `prepare`.
     """
     if name not in PAPER:
         raise UserError(f"There is no data set {name}: give one of {', '.join(NAMES)}.")
