@@ -244,7 +244,8 @@ def entries(config: Any, above: str = "", in_lists: bool = True) -> Iterator[tup
     if isinstance(config, Mapping):
         inside: Any = config.items()
     else:
-        inside = enumerate(config) if in_lists and isinstance(config, list | tuple) else ()
+        is_list = isinstance(config, Sequence) and not isinstance(config, str | bytes)
+        inside = enumerate(config) if in_lists and is_list else ()
     for name, value in inside:
         key = f"{above}.{name}" if above else str(name)
         yield key, value

@@ -8,10 +8,11 @@ torch's restricted unpickler, and every name in it has to be one of fairchem's o
 import collections
 import typing
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.config import entries
 from fairchem_piwsl.errors import UserError
 
 FILE = "inference_ckpt.pt"
@@ -66,14 +67,9 @@ def read_inference_checkpoint(path: Path) -> Any:
 
 def called_names(config: Any) -> Iterator[str]:
     """Dotted names in a config that are imported and called when it is made to objects."""
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            if key in _CALLED and isinstance(value, str) and "." in value:
-                yield value
-            yield from called_names(value)
-    elif isinstance(config, Sequence) and not isinstance(config, str):
-        for item in config:
-            yield from called_names(item)
+    for key, value in entries(config):
+        if key.rpartition(".")[2] in _CALLED and isinstance(value, str) and "." in value:
+            yield value
 
 
 def _is_harmless(name: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from types import TracebackType
 
 import lmdb
 import numpy as np
@@ -34,9 +33,7 @@ class LmdbWriter:
         self.natoms[key] = len(structure)
         _put(self.env, *self.entry(key, structure))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
                 _put(self.env, *self.last_entry(len(self.natoms)))

@@ -38,14 +38,14 @@ HASHED = 100_000_000
 class WriteOptions:
     """How strictly a data set is checked, and how it is written."""
 
-    format: str = "lmdb"  # a name of `formats.FORMATS`
+    format: str = "lmdb"  # for fairchem 1.10, or `aselmdb` for fairchem 2
     labels: LabelOptions = field(default_factory=LabelOptions)  # of the files, for messages
     references: Mapping[int, float] = field(default_factory=dict)  # energies of free atoms, eV; empty: fitted
     need_energy: bool = True
     need_forces: bool = True
-    allow_duplicates: bool = False
-    trust_units: bool = False
-    overwrite: bool = False
+    allow_duplicates: bool = False  # structures that are in two splits are kept
+    trust_units: bool = False  # so are labels that seem to have another unit
+    overwrite: bool = False  # a data set that was written here before is replaced
     reuse: bool = False  # a finished data set of the same arguments and files is kept
     quiet: bool = False
 
@@ -81,12 +81,7 @@ def prepare(
     no_forces: bool = False,
     reference_files: Sequence[str | Path] = (),
     allow_missing: bool = False,
-    allow_duplicates: bool = False,
-    trust_units: bool = False,
-    overwrite: bool = False,
-    reuse: bool = False,
-    quiet: bool = False,
-    format: str = "lmdb",
+    **writing: Any,
 ) -> dict[str, Any]:
     """Convert files to `out/{train,val,test}/data.lmdb` or `.aselmdb` in eV, eV/Angstrom; returns the summary.
 
@@ -106,11 +101,7 @@ def prepare(
         no_forces: leave forces out; they become NaN.
         reference_files: free atoms whose energies are the element references, instead of a fit to the data.
         allow_missing: structures may lack labels; they become NaN.
-        allow_duplicates: keep structures that are in two splits.
-        trust_units: keep labels that seem to have another unit.
-        overwrite: replace a data set in `out` that this function wrote.
-        reuse: return the summary of a finished data set of the same arguments and files.
-        format: `lmdb` for fairchem 1.10, `aselmdb` for fairchem 2.
+        writing: `format`, `allow_duplicates`, `trust_units`, `overwrite`, `reuse`, `quiet` of `WriteOptions`.
     """
     force_units = force_unit(force_units) if force_units else ""
     labels = LabelOptions(
@@ -134,18 +125,8 @@ def prepare(
         "reference_files": [str(f) for f in reference_files],
     }
     references = open_sources(reference_files, labels)
-    options = WriteOptions(
-        format=format,
-        labels=labels,
-        references=free_atoms(references),
-        need_energy=not allow_missing,
-        need_forces=not (allow_missing or no_forces),
-        allow_duplicates=allow_duplicates,
-        trust_units=trust_units,
-        overwrite=overwrite,
-        reuse=reuse,
-        quiet=quiet,
-    )
+    needed = {"need_energy": not allow_missing, "need_forces": not (allow_missing or no_forces)}
+    options = WriteOptions(labels=labels, references=free_atoms(references), **needed, **writing)
     pool = open_sources(files, labels)
     parts_given = {name: open_sources(given[name], labels) for name in SPLITS}
     everything = [*pool, *references, *(s for sources in parts_given.values() for s in sources)]

@@ -1,7 +1,8 @@
 """`piwsl md`: dynamics from several seeds, time to failure, drift, distances against a reference."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.datasets.read import read_labelled, read_structure
 from fairchem_piwsl.dynamics import stability
-from fairchem_piwsl.dynamics.progress_line import progress_bar
 from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settings
 from fairchem_piwsl.dynamics.simulation import MDSettings, check_positive, criterion_for, simulate
 from fairchem_piwsl.errors import UserError
@@ -23,6 +26,7 @@ from fairchem_piwsl.report import figures
 from fairchem_piwsl.structures import as_molecule, is_isolated
 
 BIN = 0.05  # Angstrom, of the distribution of distances
+#: a function of seed, step, temperature in K, steps/s
 Report = Callable[[int, int, float, float], None]
 
 
@@ -113,6 +117,28 @@ def watched_md(checkpoint: Path | None, structure: Path, **options: Any) -> dict
         load = {}
     with progress_bar(options["steps"], settings.timestep) as report:
         return run_md(checkpoint, structure, settings, report=report, **options, **load)
+
+
+@contextmanager
+def progress_bar(steps: int, timestep: float) -> Iterator[Report]:
+    """Shows how far each seed is, with temperature, ns/day and time left, on stderr."""
+    columns = (
+        TextColumn("seed {task.fields[seed]}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TextColumn("{task.fields[temperature]:.0f} K, {task.fields[ns_per_day]:.3g} ns/day"),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[int, TaskID] = {}
+    with ProgressBar(*columns, console=Console(stderr=True)) as progress:
+
+        def report(seed: int, step: int, temperature: float, speed: float) -> None:
+            if seed not in tasks:
+                tasks[seed] = progress.add_task("", total=steps, seed=seed, temperature=0.0, ns_per_day=0.0)
+            ns_per_day = speed * timestep * 1e-6 * 86400
+            progress.update(tasks[seed], completed=step, temperature=temperature, ns_per_day=ns_per_day)
+
+        yield report
 
 
 def _molecule_or_crystal(atoms: Atoms) -> Atoms:

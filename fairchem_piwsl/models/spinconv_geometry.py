@@ -3,27 +3,15 @@
 import math
 
 import torch
+from e3nn import o3
 from torch import Tensor
-
-
-def _rank_within(group: Tensor, n_groups: int) -> tuple[Tensor, Tensor]:
-    """Rank of each entry among the entries of its group (in their order) and the groups' sizes."""
-    count = torch.bincount(group, minlength=n_groups)
-    order = torch.argsort(group, stable=True)
-    first = count.cumsum(0) - count
-    rank = torch.empty_like(group)
-    rank[order] = torch.arange(len(group), device=group.device) - first[group[order]]
-    return rank, count
+from torch_geometric.utils import to_dense_batch
 
 
 def incoming_edges(target: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
     """Edges that arrive at each atom, padded: indices `[N, D]` (padding: 0) and mask `[N, D]`."""
-    rank, count = _rank_within(target, n_atoms)
-    degree = int(count.max()) if len(target) else 0
-    incoming = target.new_zeros(n_atoms, degree)
-    incoming[target, rank] = torch.arange(len(target), device=target.device)
-    mask = torch.arange(degree, device=target.device) < count[:, None]
-    return incoming, mask
+    order = torch.argsort(target, stable=True)
+    return to_dense_batch(order, target[order], batch_size=n_atoms)
 
 
 def nearest_pairs(edge_index: Tensor, distance: Tensor, n_atoms: int, max_neighbors: int) -> Tensor:
@@ -33,10 +21,10 @@ def nearest_pairs(edge_index: Tensor, distance: Tensor, n_atoms: int, max_neighb
     atoms, in both directions.
     """
     by_distance = torch.argsort(distance, stable=True)
-    rank = torch.empty_like(by_distance)
-    rank[by_distance] = _rank_within(edge_index[1, by_distance], n_atoms)[0]
+    arriving, exists = incoming_edges(edge_index[1, by_distance], n_atoms)
+    nearest = by_distance[arriving[:, :max_neighbors][exists[:, :max_neighbors]]]
     _, pair = torch.unique(edge_index.amin(0) * n_atoms + edge_index.amax(0), return_inverse=True)
-    near = torch.zeros_like(pair).index_put((pair[rank < max_neighbors],), pair.new_ones(()))
+    near = torch.zeros_like(pair).index_put((pair[nearest],), pair.new_ones(()))
     return torch.nonzero(near[pair]).squeeze(-1)
 
 
@@ -60,17 +48,8 @@ def edge_frames(vector: Tensor, distance: Tensor, target: Tensor, n_atoms: int, 
 
 def random_rotations(n_atoms: int, n_rotations: int, like: Tensor) -> Tensor:
     """`[N, R, 3, 3]`: products of rotations about x, y and z by angles drawn uniformly."""
-    angle = 2 * math.pi * torch.rand(n_atoms, n_rotations, 3, dtype=like.dtype, device=like.device)
-    zero, one = torch.zeros_like(angle[..., 0]), torch.ones_like(angle[..., 0])
-    (cx, cy, cz), (sx, sy, sz) = angle.cos().unbind(-1), angle.sin().unbind(-1)
-
-    def matrix(*rows: Tensor) -> Tensor:
-        return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
-
-    about_x = matrix(one, zero, zero, zero, cx, sx, zero, -sx, cx)
-    about_y = matrix(cy, zero, -sy, zero, one, zero, sy, zero, cy)
-    about_z = matrix(cz, sz, zero, -sz, cz, zero, zero, zero, one)
-    return about_x @ about_y @ about_z
+    angle = -2 * math.pi * torch.rand(n_atoms, n_rotations, 3, dtype=like.dtype, device=like.device)
+    return o3.matrix_x(angle[..., 0]) @ o3.matrix_y(angle[..., 1]) @ o3.matrix_z(angle[..., 2])
 
 
 def views_along_axes(rotation: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from fairchem_piwsl.config import check_keys, get_value, load_parts, read_yaml, with_values
+from fairchem_piwsl.config import check_keys, entries, get_value, load_parts, read_yaml, with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.kinds import did_you_mean
 from fairchem_piwsl.sweeps.blocks import Block, NaturalInt, PositiveFloat, PositiveInt, checked
@@ -136,11 +136,7 @@ class Job(Block):
 
 def _is_one_line(value: Any) -> bool:
     """Whether no text in `value` begins a new line of a batch script."""
-    if isinstance(value, Mapping):
-        return all(_is_one_line(key) and _is_one_line(entry) for key, entry in value.items())
-    if isinstance(value, list):
-        return all(map(_is_one_line, value))
-    return not isinstance(value, str) or value.isprintable()
+    return all(text.isprintable() for pair in entries([value]) for text in pair if isinstance(text, str))
 
 
 def _with_name(block: Any) -> Any:

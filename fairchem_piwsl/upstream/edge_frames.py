@@ -83,12 +83,7 @@ def align_with_y(unit: Tensor, angle: Tensor) -> Tensor:
     """
     poles, to_y = _poles(unit.dtype, unit.device)
     second = (1 + unit.detach() @ poles[0] < UNDEFINED).long()
-    sine, cosine = angle.sin(), angle.cos()
-    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
-    about_y = torch.stack([cosine, zero, sine, zero, one, zero, -sine, zero, cosine], dim=-1).unflatten(
-        -1, (3, 3)
-    )
-    return about_y @ to_y[second] @ _half_turn(unit + poles[second])
+    return o3.matrix_y(angle) @ to_y[second] @ _half_turn(unit + poles[second])
 
 
 def wigner_matrices(rotation: Tensor, lmax: int) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 from conftest import make_config, make_trainer
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.training.schedules import with_schedule
+from fairchem_piwsl.training.s2ef import with_schedule
 
 COSINE = {"lambda_type": "cosine", "warmup_epochs": 0.5, "warmup_factor": 0.2, "lr_min_factor": 0.01}
 

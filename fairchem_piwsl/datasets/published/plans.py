@@ -38,10 +38,7 @@ def prepare_published(
     molecule: str | None = None,
     level: str | None = None,
     published_split: str | None = None,
-    trust_units: bool = False,
-    overwrite: bool = False,
-    quiet: bool = False,
-    format: str = "lmdb",
+    **writing: Any,
 ) -> dict[str, Any]:
     """Convert a published data set to `out/{train,val,test}/data.lmdb` or `.aselmdb`; returns the summary.
 
@@ -56,7 +53,7 @@ def prepare_published(
         molecule: which molecule, if the files hold several.
         level: ANI-1x's level of theory, `wb97x_dz` if left out.
         published_split: rMD17's split, `01` to `05`, if the files come with them.
-        out, trust_units, overwrite, format: as for `prepare`.
+        out, writing: as for `prepare`.
     """
     if name not in PAPER:
         raise UserError(f"There is no data set {name}: give one of {', '.join(NAMES)}.")
@@ -73,15 +70,9 @@ def prepare_published(
     request = Request(name, train, val, test, seed, molecule, level or "wb97x_dz", published_split)
     sources, make_plan = _open(request, _expand(paths))
     arguments = {**vars(request), "paths": [str(p) for p in paths]}
-    options = WriteOptions(
-        format=format,
-        need_forces=not (isinstance(sources[0], Ani1xSource) and not sources[0].has_forces),
-        allow_duplicates=True,  # published as they are: reported, not refused
-        trust_units=trust_units,
-        overwrite=overwrite,
-        reuse=True,
-        quiet=quiet,
-    )
+    need_forces = not (isinstance(sources[0], Ani1xSource) and not sources[0].has_forces)
+    # published as they are: duplicates are reported, not refused
+    options = WriteOptions(need_forces=need_forces, allow_duplicates=True, reuse=True, **writing)
 
     def planned() -> Plan:
         plan = make_plan()
