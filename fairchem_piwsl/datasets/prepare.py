@@ -20,7 +20,7 @@ from fairchem_piwsl.datasets.lmdb_writer import call_all_periodic
 from fairchem_piwsl.datasets.outputs import SUMMARY, check_free, finished, whole_folder
 from fairchem_piwsl.datasets.readers import Source, open_sources
 from fairchem_piwsl.datasets.records import Records
-from fairchem_piwsl.datasets.splits import SPLITS, Sizes, check_not_negative
+from fairchem_piwsl.datasets.splits import SPLITS, Sizes, check_numbers
 from fairchem_piwsl.datasets.splits import split as draw
 from fairchem_piwsl.datasets.unit_checks import check_units
 from fairchem_piwsl.errors import UserError
@@ -109,11 +109,9 @@ def prepare(
     )
     given = {"train": list(train_files), "val": list(val_files), "test": list(test_files)}
     sizes = {"train": train, "val": val, "test": test}
-    if train == 0:
-        raise UserError("--train 0 leaves nothing to train on; give at least 1.")
+    check_numbers({"seed": seed, **sizes})
     if not files and not train_files:
         raise UserError("No files to train on: name some, or give --train-file.")
-    check_not_negative({"seed": seed, **sizes})
     arguments = {
         "files": [str(f) for f in files],
         **{f"{name}_files": [str(f) for f in given[name]] for name in SPLITS},

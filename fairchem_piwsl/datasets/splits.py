@@ -35,8 +35,10 @@ class Sizes:
         return total - self.val - self.test if self.train is None else self.train, self.val, self.test
 
 
-def check_not_negative(options: Mapping[str, int | None]) -> None:
-    """Refuse options below 0; None is one that was left out."""
+def check_numbers(options: Mapping[str, int | None]) -> None:
+    """Refuse options below 0, and a training set of none; None is an option that was left out."""
+    if options["train"] == 0:
+        raise UserError("--train 0 leaves nothing to train on; give at least 1.")
     for name, value in options.items():
         if value is not None and value < 0:
             raise UserError(f"--{name} {value} is negative; give a whole number from 0.")

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.analysis.error_metrics import unit_of
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.printed_results import Printed
 from fairchem_piwsl.report.runs import Run
 from fairchem_piwsl.report.statistics import Entry
+from fairchem_piwsl.report.tables import TITLES
 
 # The first of each line that is there becomes a panel.
 PANELS = (
@@ -73,11 +74,9 @@ def plot_curves(
                     style = {"color": figures.colour(number), "linewidth": 1.2, "alpha": 0.8}
                     row[0].plot(curve.step, curve.value * factor, label=None if i else method, **style)
                     row[1].plot(curve.seconds / 60, curve.value * factor, **style)
-            _, energy, force = UNITS[units]
-            kind, measure = tag.removeprefix("val/").split("_")
-            unit = energy if kind == "energy" else force
-            name = "energy" if kind == "energy" else "force"
-            row[0].set(xlabel="training steps", ylabel=f"validation {name} {measure.upper()}\n({unit})")
+            metric = tag.removeprefix("val/")
+            label = f"validation {TITLES[metric]}\n({unit_of(metric, units)})"
+            row[0].set(xlabel="training steps", ylabel=label)
             row[1].set(xlabel="wall time (min)" + ("; dashed: reached by all" if limit else ""))
             if limit:
                 row[1].axvline(limit / 60, color=figures.REFERENCE, linewidth=0.8, linestyle="--")

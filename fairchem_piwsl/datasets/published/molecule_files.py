@@ -10,8 +10,9 @@ import numpy as np
 from fairchem_piwsl.datasets.ase_files import broken
 from fairchem_piwsl.datasets.prepare import Parts, Plan
 from fairchem_piwsl.datasets.published.npz_files import NpzSource
-from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes, draw
+from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes
 from fairchem_piwsl.datasets.splits import SPLITS
+from fairchem_piwsl.datasets.splits import split as draw
 from fairchem_piwsl.errors import UserError
 
 #: rmd17_aspirin_train_01.npz, ethanol_ccsd_t-test.npz, md22_AT-AT.npz, rmd17_aspirin.npz
@@ -102,7 +103,7 @@ def molecule_plan(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
     sizes = choose_sizes(paper, total - dropped, request.train, request.val, request.test)
     if dropped:
         sizes.notes.append(f"{dropped} structures repeat another one and were left out.")
-    chosen = draw(len(keep), sizes, request.seed)
+    chosen = draw([len(keep)], sizes, request.seed)
     return Plan({name: (roles.rest, keep[indices]) for name, indices in chosen.items()}, sizes.notes)
 
 

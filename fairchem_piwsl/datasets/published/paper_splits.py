@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from fairchem_piwsl.datasets.splits import Sizes, split
+from fairchem_piwsl.datasets.splits import Sizes
 from fairchem_piwsl.errors import UserError
 
 #: validation sets are no smaller in the paper
@@ -40,13 +38,10 @@ class Request:
     published_split: str | None = None  # rmd17: number of the split that the authors published
 
 
-@dataclass
-class Chosen:
+@dataclass(frozen=True)
+class Chosen(Sizes):
     """Sizes that were settled on, and what to tell the user."""
 
-    train: int
-    val: int
-    test: int
     notes: list[str] = field(default_factory=list)
 
 
@@ -96,8 +91,3 @@ def _largest(paper: PaperSplit, room: int, val: int | None) -> int:
             f"({paper.trainings[0]} + {MIN_VAL if val is None else val}): give --train and --val."
         )
     return fitting[-1]
-
-
-def draw(total: int, sizes: Chosen, seed: int) -> dict[str, np.ndarray]:
-    """Indices for train, val and test out of `total`, shuffled with the seed."""
-    return split([total], Sizes(sizes.train, sizes.val, sizes.test), seed)

@@ -8,10 +8,10 @@ from typing import Any
 from fairchem_piwsl.datasets.prepare import Plan, WriteOptions, write_dataset
 from fairchem_piwsl.datasets.published.ani1x import Ani1xSource
 from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
-from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes, draw
+from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes
 from fairchem_piwsl.datasets.published.xsf_archives import XsfSource, natural_order
 from fairchem_piwsl.datasets.readers import Source
-from fairchem_piwsl.datasets.splits import check_not_negative
+from fairchem_piwsl.datasets.splits import check_numbers, split
 from fairchem_piwsl.errors import UserError
 
 #: B.1 and Table A2; for MD22 and MD17-CCSD(T) B.1 names no sizes and these are the project's
@@ -64,9 +64,7 @@ def prepare_published(
     ):
         if value is not None and name not in sets:
             raise UserError(f"{option} has no meaning for {name}, only for {', '.join(sets)}; leave it out.")
-    check_not_negative({"seed": seed, "train": train, "val": val, "test": test})
-    if train == 0:
-        raise UserError("--train 0 leaves nothing to train on; give at least 1.")
+    check_numbers({"seed": seed, "train": train, "val": val, "test": test})
     request = Request(name, train, val, test, seed, molecule, level or "wb97x_dz", published_split)
     sources, make_plan = _open(request, _expand(paths))
     arguments = {**vars(request), "paths": [str(p) for p in paths]}
@@ -109,7 +107,7 @@ def _open(request: Request, paths: list[Path]) -> tuple[Sequence[Source], Callab
 def _pool_plan(paper: PaperSplit, sources: Sequence[Source], request: Request) -> Plan:
     total = sum(source.count() for source in sources)
     sizes = choose_sizes(paper, total, request.train, request.val, request.test)
-    chosen = draw(total, sizes, request.seed)
+    chosen = split([total], sizes, request.seed)
     return Plan({name: (sources, indices) for name, indices in chosen.items()}, sizes.notes)
 
 
