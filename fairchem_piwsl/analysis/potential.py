@@ -224,18 +224,12 @@ def seeded(device: Any) -> Iterator[None]:
     """
     import torch
 
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        number = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[number])
-    states = [generator.get_state() for generator in generators]
-    for generator in generators:
-        generator.manual_seed(SEED)
-    try:
+    number = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    numbers = [number] if device.type == "cuda" else []
+    with torch.random.fork_rng(numbers):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[n] for n in numbers)):
+            generator.manual_seed(SEED)
         yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
 
 
 @contextmanager

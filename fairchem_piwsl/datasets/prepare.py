@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +124,16 @@ def prepare(
         "reference_files": [str(f) for f in reference_files],
     }
     references = open_sources(reference_files, labels)
-    needed = {"need_energy": not allow_missing, "need_forces": not (allow_missing or no_forces)}
+    needed: dict[str, Any] = {
+        "need_energy": not allow_missing,
+        "need_forces": not (allow_missing or no_forces),
+    }
     options = WriteOptions(labels=labels, references=free_atoms(references), **needed, **writing)
     pool = open_sources(files, labels)
     parts_given = {name: open_sources(given[name], labels) for name in SPLITS}
     everything = [*pool, *references, *(s for sources in parts_given.values() for s in sources)]
-
-    def make_plan() -> Plan:
-        return Plan(_plan(pool, parts_given, sizes, seed, split))
-
-    return write_dataset(make_plan, everything, arguments, Path(out), options)
+    plan = partial(_plan, pool, parts_given, sizes, seed, split)
+    return write_dataset(plan, everything, arguments, Path(out), options)
 
 
 def write_dataset(
@@ -203,7 +204,7 @@ def free_atoms(sources: Sequence[Source]) -> dict[int, float]:
 
 def _plan(
     pool: list[Source], given: dict[str, list[Source]], sizes: dict[str, int | None], seed: int, mode: str
-) -> Parts:
+) -> Plan:
     """Given splits keep their structures in file order, the others are drawn from the pool."""
     parts: Parts = {}
     if pool:
@@ -218,7 +219,7 @@ def _plan(
         raise UserError(
             "The files of --train-file hold 0 structures, which leaves nothing to train on; give others."
         )
-    return {name: parts[name] for name in SPLITS if name in parts and len(parts[name][1])}
+    return Plan({name: parts[name] for name in SPLITS if name in parts})
 
 
 def _first(sources: list[Source], size: int | None, name: str) -> np.ndarray:
@@ -236,12 +237,13 @@ def _largest_energy(records: Mapping[str, Records]) -> float:
 
 
 def _write_splits(plan: Plan, folder: Path, written: Format, options: WriteOptions) -> dict[str, Records]:
-    records = {name: Records(len(chosen)) for name, (_, chosen) in plan.parts.items()}
+    parts = {name: part for name, part in plan.parts.items() if len(part[1])}
+    records = {name: Records(len(chosen)) for name, (_, chosen) in parts.items()}
     total = sum(len(r) for r in records.values())
     hidden = options.quiet or not sys.stderr.isatty()
     with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task("Converting", total=total)
-        for name, (sources, chosen) in plan.parts.items():
+        for name, (sources, chosen) in parts.items():
             with written.writer(folder / name) as writer:
                 for key, structure in in_file_order(sources, chosen):
                     checks.check_structure(structure)

@@ -94,39 +94,28 @@ def table(summary: dict[str, Any]) -> Table:
     for name in splits:
         result.add_column(name, justify="right")
     rows = {
-        "structures": lambda d: f"{d['structures']}",
-        "atoms": lambda d: _span(d["atoms_per_structure"], "d"),
+        "structures": lambda d: d["structures"],
+        "atoms": lambda d: " to ".join(map(str, sorted(set(d["atoms_per_structure"])))),
         "elements": lambda d: " ".join(d["elements"]),
-        "periodic": lambda d: f"{d['periodic']}",
-        "with energy": lambda d: f"{d['with_energy']}",
-        "with forces": lambda d: f"{d['with_forces']}",
-        "energy min": lambda d: _end(d["energy_eV"], 0),
-        "energy max": lambda d: _end(d["energy_eV"], 1),
-        "referenced min": lambda d: _end(d["energy_after_references_eV"], 0),
-        "referenced max": lambda d: _end(d["energy_after_references_eV"], 1),
-        "referenced std": lambda d: _shown(d["energy_after_references_std_eV"], ".4f"),
-        "force RMS": lambda d: _shown(d["force_component_rms_eV_A"], ".4f"),
-        "force max": lambda d: _shown(d["force_component_max_eV_A"], ".4f"),
-        "shortest distance": lambda d: _shown(d["shortest_distance_A"], ".4f"),
+        "periodic": lambda d: d["periodic"],
+        "with energy": lambda d: d["with_energy"],
+        "with forces": lambda d: d["with_forces"],
+        "energy min": lambda d: d["energy_eV"] and d["energy_eV"][0],
+        "energy max": lambda d: d["energy_eV"] and d["energy_eV"][1],
+        "referenced min": lambda d: d["energy_after_references_eV"] and d["energy_after_references_eV"][0],
+        "referenced max": lambda d: d["energy_after_references_eV"] and d["energy_after_references_eV"][1],
+        "referenced std": lambda d: d["energy_after_references_std_eV"],
+        "force RMS": lambda d: d["force_component_rms_eV_A"],
+        "force max": lambda d: d["force_component_max_eV_A"],
+        "shortest distance": lambda d: d["shortest_distance_A"],
     }
-    for label, cell in rows.items():
-        result.add_row(label, *(cell(d) for d in splits.values()))
+    for label, value in rows.items():
+        result.add_row(label, *(_shown(value(d)) for d in splits.values()))
     return result
 
 
-def _span(values: list[float] | None, style: str) -> str:
-    if not values:
-        return "-"
-    low, high = (format(v, style) for v in values)
-    return low if low == high else f"{low} to {high}"
-
-
-def _end(values: list[float] | None, which: int) -> str:
-    return _shown(values[which] if values else None, ".4f")
-
-
-def _shown(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def show(summary: dict[str, Any], hint: str, lines: str) -> None:

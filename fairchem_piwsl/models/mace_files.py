@@ -60,12 +60,11 @@ def read_model(path: str | Path) -> nn.Module:
     return _rebuilt(model)
 
 
-def atomic_energies(model: nn.Module, head: str | None = None) -> np.ndarray:
-    """Energies of isolated atoms of a MACE model in eV, `[119]`, indexed by atomic number; default the last head."""
-    energies = torch.atleast_2d(model.atomic_energies_fn.atomic_energies)
-    row = head_names(model).index(head) if head is not None else len(energies) - 1
+def atomic_energies(model: nn.Module) -> np.ndarray:
+    """Energies of isolated atoms of the last head of a MACE model in eV, `[119]`, indexed by atomic number."""
+    energies = torch.atleast_2d(model.atomic_energies_fn.atomic_energies)[-1]
     references = np.zeros(N_ELEMENTS)
-    references[model.atomic_numbers.cpu().numpy()] = energies[row].double().numpy()
+    references[model.atomic_numbers.cpu().numpy()] = energies.double().numpy()
     return references
 
 

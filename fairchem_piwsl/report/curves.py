@@ -38,10 +38,6 @@ def read_curves(folder: Path) -> dict[str, Curve]:
                 points.setdefault(tag, {})[event.step] = (elapsed + event.wall_time - first, event.value)
         elapsed += max(times) - first
     return {
-        tag: Curve(
-            np.array(sorted(values)),
-            np.array([values[step][0] for step in sorted(values)]),
-            np.array([values[step][1] for step in sorted(values)]),
-        )
+        tag: Curve(np.array(sorted(values)), *np.array([values[step] for step in sorted(values)]).T)
         for tag, values in points.items()
     }

@@ -6,6 +6,7 @@ or was preempted is closed as failed, with its reason, and a new waiting trial w
 slot; it continues the same run from its last checkpoint.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -207,19 +208,15 @@ def add_missing_retries(study: optuna.Study) -> None:
 
 def slots(study: optuna.Study) -> dict[int, FrozenTrial]:
     """The latest trial of every slot: what became of each of the sweep's trials."""
-    latest: dict[int, FrozenTrial] = {}
-    for trial in study.get_trials(deepcopy=False):
-        if SLOT in trial.user_attrs:
-            latest[trial.user_attrs[SLOT]] = trial
+    trials = [trial for trial in study.get_trials(deepcopy=False) if SLOT in trial.user_attrs]
+    latest = {trial.user_attrs[SLOT]: trial for trial in trials}
     return dict(sorted(latest.items()))
 
 
 def counts(study: optuna.Study) -> dict[str, int]:
     """Number of slots by state of their latest trial, in lower case."""
-    result = {state.name.lower(): 0 for state in TrialState}
-    for trial in slots(study).values():
-        result[trial.state.name.lower()] += 1
-    return result
+    found = Counter(trial.state for trial in slots(study).values())
+    return {state.name.lower(): found[state] for state in TrialState}
 
 
 def completed(study: optuna.Study) -> list[FrozenTrial]:

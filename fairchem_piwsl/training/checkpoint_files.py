@@ -92,7 +92,7 @@ def read_torch_file(path: str | os.PathLike[str], device: Any = "cpu", key: str 
         )
     try:
         # Before torch 2.6 the older formats run code even where only weights are asked for.
-        if not trusted() and not _is_zip(path):
+        if not trusted():
             _refuse_old_format(path, key)
         _allow_plain_classes()
         return torch.load(path, map_location=device, weights_only=not trusted())
@@ -109,14 +109,11 @@ def read_torch_file(path: str | os.PathLike[str], device: Any = "cpu", key: str 
         raise UserError(_unreadable(path, key, reason)) from error
 
 
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
-
-
 def _refuse_old_format(path: Path, key: str) -> None:
     with path.open("rb") as file:
         first = file.read(512)
+    if first.startswith(_ZIP):
+        return
     if first[:1] == pickle.PROTO or first[257:262] == b"ustar":
         need_trust(path, "is a plain pickle or in a format before torch 1.6")
     raise UserError(_unreadable(path, key, "not written by torch.save"))

@@ -195,8 +195,7 @@ class ResumableMixin(_Trainer):
             raise Preempted(f"stopped after step {self.step}")
 
     def _write_due(self) -> None:
-        if self._due is None:
-            return
+        assert self._due is not None
         (metrics, name), self._due = self._due, None
         in_loop, self._in_loop = self._in_loop, False
         try:

@@ -71,12 +71,7 @@ def prepare_published(
     need_forces = not (isinstance(sources[0], Ani1xSource) and not sources[0].has_forces)
     # published as they are: duplicates are reported, not refused
     options = WriteOptions(need_forces=need_forces, allow_duplicates=True, reuse=True, **writing)
-
-    def planned() -> Plan:
-        plan = make_plan()
-        return Plan({k: v for k, v in plan.parts.items() if len(v[1])}, plan.notes)
-
-    return write_dataset(planned, sources, arguments, Path(out), options)
+    return write_dataset(make_plan, sources, arguments, Path(out), options)
 
 
 def _open(request: Request, paths: list[Path]) -> tuple[Sequence[Source], Callable[[], Plan]]:
