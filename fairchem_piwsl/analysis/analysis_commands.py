@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,6 @@ Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint (.pt) of the fair
 Data = Annotated[
     Path,
     typer.Option(
-        "--data",
         help="Labelled LMDB, aselmdb, npz, or a file that ASE reads (eV, Angstrom); FILE@:100 takes a part.",
     ),
 ]
@@ -33,10 +33,15 @@ Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU; else a GPU is
 Gradient = Annotated[
     bool, typer.Option("--gradient-forces", help="Take the energy's gradient instead of the forces output.")
 ]
-TaskName = Annotated[
-    str | None, typer.Option("--task-name", help="fairchem 2, models for several data sets: which one.")
-]
+TaskName = Annotated[str | None, typer.Option(help="fairchem 2, models for several data sets: which one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+#: options that every command of this file has: name -> declaration and default
+COMMON = {
+    "cpu": (Cpu, False),
+    "gradient_forces": (Gradient, False),
+    "task_name": (TaskName, None),
+    "as_json": (AsJson, False),
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -49,8 +54,12 @@ def runs(work: str, tables: str) -> Callable[[Callable[..., None]], Callable[...
     """A command that gives its options to the function `work` by their names, and shows `tables` of the result.
 
     Both are "module:function" below the package, imported when the command runs. The decorated function
-    declares the options and the help.
+    declares the help, and the options beside those of `COMMON`.
     """
+    common = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=declaration)
+        for name, (declaration, default) in COMMON.items()
+    ]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -59,6 +68,8 @@ def runs(work: str, tables: str) -> Callable[[Callable[..., None]], Callable[...
                 result = _function(work)(**options)
             show(result, tables, options["out"], as_json)
 
+        own = signature(command)
+        call.__signature__ = own.replace(parameters=[*own.parameters.values(), *common])  # type: ignore[attr-defined]
         return call
 
     return decorate
@@ -92,10 +103,6 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first structures only.")] = None,
     batch_size: BatchSize = 16,
     out: Out = Path("results/evaluate"),
-    cpu: Cpu = False,
-    gradient_forces: Gradient = False,
-    task_name: TaskName = None,
-    as_json: AsJson = False,
 ) -> None:
     """Energy and force errors of trained models, with intervals and parity plots."""
 
@@ -116,10 +123,6 @@ def consistency(
     seed: Annotated[int, typer.Option(min=0, help="Seed of sample and directions.")] = 0,
     batch_size: BatchSize = 16,
     out: Out = Path("results/consistency"),
-    cpu: Cpu = False,
-    gradient_forces: Gradient = False,
-    task_name: TaskName = None,
-    as_json: AsJson = False,
 ) -> None:
     """Do predicted forces belong to the predicted energy? Taylor residuals, mismatch, curl, net force."""
 
@@ -139,10 +142,6 @@ def profile(
     units: Units = "kcal/mol",
     batch_size: BatchSize = 16,
     out: Out = Path("results/profile"),
-    cpu: Cpu = False,
-    gradient_forces: Gradient = False,
-    task_name: TaskName = None,
-    as_json: AsJson = False,
 ) -> None:
     """Energy and force along a stretched bond, several models and a reference in one plot."""
 
@@ -169,10 +168,6 @@ def md(
     rdf_window: Annotated[float, typer.Option(help="Window of the RDF, ps.")] = 1.0,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     out: Out = Path("results/md"),
-    cpu: Cpu = False,
-    gradient_forces: Gradient = False,
-    task_name: TaskName = None,
-    as_json: AsJson = False,
 ) -> None:
     """Molecular dynamics: time to failure, energy drift, distances; the same command again continues."""
 
@@ -185,10 +180,6 @@ def report(
     paper_dataset: Annotated[str | None, typer.Option(help="The paper's name of the data set.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Training report",
     out: Out = Path("results/report"),
-    cpu: Cpu = False,
-    gradient_forces: Gradient = False,
-    task_name: TaskName = None,
-    as_json: AsJson = False,
 ) -> None:
     """Baseline against PIWSL and rivals over seeds: one HTML page and a markdown table."""
 

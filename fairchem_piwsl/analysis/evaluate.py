@@ -92,18 +92,17 @@ def unit_warning(
     Judged by the forces, without them by the energies less a fit per element. Labels in another unit make a
     good model look like a bad one.
     """
-    forces = np.concatenate([item.forces.ravel() for item in structures])
-    name, labels = "forces", forces
-    if not np.isfinite(forces).any():
-        energy = np.array([item.energy for item in structures])
-        name, labels = "energies", energy - _element_fit(structures, energy)
+    name = "forces" if any(np.isfinite(item.forces).any() for item in structures) else "energies"
+
+    def judged(energy: np.ndarray, forces: Sequence[np.ndarray]) -> np.ndarray:
+        return (
+            np.concatenate(forces).ravel() if name == "forces" else energy - _element_fit(structures, energy)
+        )
+
+    labels = judged(np.array([item.energy for item in structures]), [item.forces for item in structures])
     known = np.isfinite(labels)
     for prediction in predictions:
-        predicted = (
-            np.concatenate([force.ravel() for force in prediction.forces])
-            if name == "forces"
-            else prediction.energy - _element_fit(structures, prediction.energy)
-        )
+        predicted = judged(prediction.energy, prediction.forces)
         sizes = np.linalg.norm(labels[known]), np.linalg.norm(predicted[known])
         if min(sizes) == 0 or labels[known] @ predicted[known] < SAME_PATTERN * sizes[0] * sizes[1]:
             continue

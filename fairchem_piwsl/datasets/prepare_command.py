@@ -26,9 +26,7 @@ def declared_options(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="New folder for the data set.", show_default=False)] = ...,  # type: ignore[assignment]
-    format: Annotated[
-        str, typer.Option("--format", help="lmdb for fairchem 1.10, aselmdb for fairchem 2.")
-    ] = "lmdb",
+    format: Annotated[str, typer.Option(help="lmdb for fairchem 1.10, aselmdb for fairchem 2.")] = "lmdb",
     train: Annotated[int | None, typer.Option(help="Training structures (default: all the rest).")] = None,
     val: Annotated[int | None, typer.Option(help="Validation structures (default: 100).")] = None,
     test: Annotated[int | None, typer.Option(help="Test structures (default: 1000).")] = None,
