@@ -101,13 +101,18 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}{line} is not valid YAML ({problem}): correct it there.") from error
 
 
-def load_config(path: Path) -> dict[str, Any]:
-    """A training config with its `includes`, merged as fairchem does.
+def load_config(path: Path, above: Sequence[Path] = ()) -> dict[str, Any]:
+    """A training config with its `includes`, merged as fairchem does; `above` are the files that include it.
 
     Raises:
         UserError: a file is missing or is not YAML, includes itself, or two included files set the same key.
     """
-    return _load(path, ())
+    config = read_yaml(path, "config")
+    if path.resolve() in above:
+        raise UserError(f"config {path} includes itself: remove the circle from its 'includes'.")
+    names = config.pop("includes", None)
+    included = load_parts(path, names, "includes", (*above, path.resolve())) if names is not None else {}
+    return merge(included, config)
 
 
 def load_parts(path: Path, names: Any, key: str = "includes", above: Sequence[Path] = ()) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def load_parts(path: Path, names: Any, key: str = "includes", above: Sequence[Pa
         if found is None:
             problem = "is a folder" if any(p.is_dir() for p in candidates) else "does not exist"
             raise UserError(f"{path}: {name} {problem}; correct '{key}' there.")
-        parts.append((name, _load(found, above)))
+        parts.append((name, load_config(found, above)))
     for (first, one), (second, other) in itertools.combinations(parts, 2):
         for twice in _shared(one, other):
             raise UserError(f"{path}: {first} and {second} both set '{twice}'; remove it from one of them.")
@@ -129,15 +134,6 @@ def load_parts(path: Path, names: Any, key: str = "includes", above: Sequence[Pa
     for _, part in parts:
         merged = merge(merged, part)
     return merged
-
-
-def _load(path: Path, above: Sequence[Path]) -> dict[str, Any]:
-    config = read_yaml(path, "config")
-    if path.resolve() in above:
-        raise UserError(f"config {path} includes itself: remove the circle from its 'includes'.")
-    names = config.pop("includes", None)
-    included = load_parts(path, names, "includes", (*above, path.resolve())) if names is not None else {}
-    return merge(included, config)
 
 
 def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
