@@ -2,7 +2,8 @@
 
 Pure tensor functions that return one value for each structure, `[B]`; taking the mean is left to the
 caller, who knows about other ranks. Energies in kcal/mol, forces in kcal/mol/Angstrom, displacements in
-Angstrom; nothing is detached, both sides of every identity are differentiated (Eqs. A5, A6).
+Angstrom; both sides of every identity are differentiated (Eqs. A5, A6), unless forces have been made constants
+(`taught_by_labels`).
 
 Points: A is the training structure, C = A + dr, B = A + dr'; dr'' = dr - dr' leads from B to C.
 """
@@ -28,6 +29,16 @@ class Prediction:
     energy: Tensor
     #: Forces [N, 3].
     forces: Tensor
+
+
+def taught_by_labels(prediction: Prediction, labelled: Tensor) -> Prediction:
+    """Forces of labelled atoms as constants: there the energy follows the forces, not the reverse.
+
+    Args:
+        labelled: atoms with a force label [N].
+    """
+    forces = torch.where(labelled[:, None], prediction.forces.detach(), prediction.forces)
+    return Prediction(prediction.energy, forces)
 
 
 def point_loss(residual: Tensor, kind: PointLoss, energy: Tensor, displacement_squared: Tensor) -> Tensor:

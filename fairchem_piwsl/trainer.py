@@ -19,6 +19,7 @@ from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.training import metrics
 from fairchem_piwsl.training.balance import GradientBalance, share_of_energies
 from fairchem_piwsl.training.consistent_forces import forces_are_gradients
+from fairchem_piwsl.training.copies import cut
 from fairchem_piwsl.training.data_checks import places
 from fairchem_piwsl.training.loss_terms import Outputs, Term
 from fairchem_piwsl.training.missing_labels import labelled_structures, mean_over_ranks
@@ -66,19 +67,14 @@ class PIWSLForcesTrainer(S2EFTrainer):
         ramp = 1.0 if s.weak_share else s.ramp(self.step)
         unit, dr = self._units.kcal_per_output, out.moved["C"]
         if s.auto and "forces" in dict(self.loss_functions):
-            at = {point: self._taught_by_labels(prediction, batch) for point, prediction in at.items()}
+            labelled = ~batch.forces.isnan().any(-1)
+            at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
         for name, weight, values in losses.consistency_terms(s, at, out.moved, index):
             yield Term(name, mean_over_ranks(values), ramp * weight, unit, weak=True)
         if s.c_wl:
             reference, labelled = self._reference(at["A"], batch)
             values = losses.weak_label(reference, at["C"], dr, index, s.point_loss)
             yield Term("wl", mean_over_ranks(values, labelled), ramp * s.c_wl, unit, weak=True)
-
-    def _taught_by_labels(self, prediction: Prediction, batch: Batch) -> Prediction:
-        """Forces of labelled atoms as constants: there the energy follows the forces, not the reverse."""
-        labelled = ~batch.forces.isnan().any(-1, keepdim=True)
-        forces = torch.where(labelled, prediction.forces.detach(), prediction.forces)
-        return Prediction(prediction.energy, forces)
 
     def _reference(self, a: Prediction, batch: Batch) -> tuple[Prediction, Tensor]:
         """Labels at A, 0 where missing, and which structures have all that the weak label needs [B]."""
@@ -191,9 +187,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
 
     def _predict(self, batch: Batch, positions: list[Tensor]) -> list[dict[str, Tensor]]:
         """Upstream's outputs at each of some positions [N, 3], from one call of the model."""
-        stacked = super()._forward(stack(batch, positions))
-        chunks = {name: value.chunk(len(positions)) for name, value in stacked.items()}
-        return [{name: parts[i] for name, parts in chunks.items()} for i in range(len(positions))]
+        return cut(super()._forward(stack(batch, positions)), len(positions))
 
     def _generator(self, batch: Batch) -> torch.Generator:
         """Source of the draws: (seed, rank, step) in training, (seed, rank, batch) in validation."""

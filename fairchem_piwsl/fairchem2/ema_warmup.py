@@ -1,7 +1,5 @@
 """An average of the weights (EMA) that forgets the initial ones: for fine-tuning and other short runs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -10,14 +8,7 @@ from torchtnt.framework.state import State
 
 
 class EMAWarmup(Callback):
-    """Decay of `min(ema_decay, (1 + n) / (10 + n))` after n steps; one entry of `runner.callbacks`:
-
-    ```yaml
-    - _target_: fairchem_piwsl.fairchem2.EMAWarmup
-    ```
-
-    With a decay of 0.999 alone, three quarters of the initial weights are left in the average after 300 steps.
-    """
+    """Decay of `min(ema_decay, (1 + n) / (10 + n))` after n steps; one entry of `runner.callbacks`."""
 
     def on_train_step_start(self, state: State, unit: Any) -> None:
         """Set the decay of this step."""

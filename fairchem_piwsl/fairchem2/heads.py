@@ -1,9 +1,6 @@
 """Energy and forces of every structure from the head of its own data set, in kcal/mol."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from fairchem.core.datasets.atomic_data import AtomicData
@@ -16,11 +13,7 @@ from fairchem_piwsl.losses import Prediction
 def of_own_task(
     tasks: Sequence[Task], kind: str, batch: AtomicData, value: Callable[[Task], Tensor], none: float
 ) -> Tensor:
-    """`value` of the task of the property `kind` of each structure's data set, `none` where there is no such task.
-
-    Args:
-        value: of a task, for all structures of `batch`: [B], or [N, 3] for forces.
-    """
+    """`value` of the task `kind` of each structure's data set, else `none`: [B], or [N, 3] for forces."""
     result = batch.pos.new_full([batch.num_graphs] if kind == "energy" else batch.pos.shape, none)
     for task in tasks:
         if task.property == kind:
@@ -31,14 +24,12 @@ def of_own_task(
 
 def have_both(tasks: Sequence[Task], batch: AtomicData) -> Tensor:
     """Which structures [B] belong to a data set whose energy and forces are predicted."""
-    forces = {name for task in tasks if task.property == "forces" for name in task.datasets}
-    both = {name for task in tasks if task.property == "energy" for name in task.datasets} & forces
+    with_head = lambda kind: {name for task in tasks if task.property == kind for name in task.datasets}
+    both = with_head("energy") & with_head("forces")
     return torch.tensor([name in both for name in batch.dataset], device=batch.pos.device)
 
 
-def prediction(
-    tasks: Sequence[Task], outputs: Mapping[str, Any], batch: AtomicData, kcal: float
-) -> Prediction:
+def prediction(tasks: Sequence[Task], outputs: Mapping, batch: AtomicData, kcal: float) -> Prediction:
     """A model's outputs in kcal/mol and kcal/mol/Angstrom, 0 for structures without such a head.
 
     The normalisers' means and the element references are not added: they cancel in energy differences, and
@@ -57,23 +48,15 @@ def prediction(
     return Prediction(own("energy", -1), own("forces", -1, 3))
 
 
-def errors(
-    tasks: Sequence[Task], predicted: Prediction, batch: AtomicData, kcal: float
-) -> tuple[Tensor, Tensor]:
-    """Errors of a prediction in kcal/mol: energies [B], NaN without a label, and forces [N, 3].
+def labels(tasks: Sequence[Task], batch: AtomicData) -> tuple[Tensor, Tensor]:
+    """Labels, NaN where missing: energies [B] above mean and element references, forces [N, 3]."""
 
-    Where there is no force label it counts as 0 (Sec. A of the paper).
-    """
-
-    def energy_label(task: Task) -> Tensor:
+    def energy(task: Task) -> Tensor:
         label = batch[task.name]
         if task.element_references is not None:
             label = task.element_references.apply_refs(batch, label)
-        return kcal * (label - task.normalizer.mean).view(-1).to(predicted.energy)
+        return (label - task.normalizer.mean).view(-1)
 
-    energy = of_own_task(tasks, "energy", batch, energy_label, torch.inf)
-    forces = of_own_task(tasks, "forces", batch, lambda task: kcal * batch[task.name].view(-1, 3), torch.inf)
-    return (
-        (predicted.energy - energy).where(energy.isfinite(), torch.nan),
-        predicted.forces - forces.where(forces.isfinite(), 0.0),
-    )
+    energies = of_own_task(tasks, "energy", batch, energy, torch.nan)
+    forces = of_own_task(tasks, "forces", batch, lambda task: batch[task.name].view(-1, 3), torch.nan)
+    return energies.where(energies.isfinite(), torch.nan), forces.where(forces.isfinite(), torch.nan)

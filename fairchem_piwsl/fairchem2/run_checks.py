@@ -1,7 +1,5 @@
 """Runs of fairchem 2 that the weak terms do not fit, refused before the first step."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
@@ -15,46 +13,50 @@ BLOCK = "runner.callbacks: PIWSLCallback"
 
 def check_settings(settings: PIWSLSettings) -> None:
     """Raise `UserError` for settings that have no meaning with fairchem 2."""
-    for name in ("c_wl", "noisy_nodes", "validate_consistency", "auto", "weak_share", "energy_share"):
+    for name in ("c_wl", "noisy_nodes", "validate_consistency"):
         if getattr(settings, name):
-            raise UserError(
-                f"{BLOCK}: {name} is there with fairchem 1.10 only; leave it out, and set c_pitc."
-            )
+            raise UserError(f"{BLOCK}: {name} is there with fairchem 1.10 only; leave it out.")
 
 
-def check_unit(unit: Any, settings: PIWSLSettings) -> None:
-    """Raise `UserError` where weak terms would be wrong or impossible in the training `unit`."""
+def applicable(settings: PIWSLSettings, unit: Any) -> PIWSLSettings:
+    """The settings for the training `unit`; `auto` switches all off where forces are the gradient of the energy.
+
+    Raises:
+        UserError: weak terms or measured gradients would be wrong or impossible there.
+    """
+    if not (settings.weak or settings.balances):
+        return settings
     key = "runner.train_eval_unit"
     if unit.bf16:
-        raise UserError(
-            f"{BLOCK} needs energy differences of 0.01 kcal/mol, which bfloat16 does not hold; set {key}.bf16: False."
-        )
+        raise UserError(f"{BLOCK} needs digits that bfloat16 does not hold; set {key}.bf16: False.")
     if str(unit.train_strategy) == "fsdp":
         raise UserError(f"{BLOCK} does not work with FSDP; set {key}.train_strategy: ddp.")
     for name in {"energy", "forces"} - {task.property for task in unit.tasks}:
-        raise UserError(
-            f"{BLOCK} compares energies with forces, but no task has the property {name}; add one to {key}.tasks."
-        )
+        raise UserError(f"{BLOCK}: no task has the property {name}; add one to {key}.tasks.")
     if getattr(unit, "tf32", False):
         logging.warning(f"PIWSL: tf32 rounds energy differences; set {key}.tf32: False.")
     model = inner_model(unit.model)
     if model is None:
-        raise UserError(
-            f"{BLOCK} needs a model with a backbone and output heads (hydra); {type(unit.model).__name__} has none."
-        )
+        raise UserError(f"{BLOCK} needs a model with output heads; {type(unit.model).__name__} has none.")
     configs = [getattr(module, "global_cfg", None) for module in model.modules()]
     if any(getattr(config, flag, False) for config in configs for flag in ("use_padding", "use_compile")):
         raise UserError(
-            f"{BLOCK} enlarges batches, which a model compiled for padded sizes cannot take; set use_compile and "
-            "use_padding of the backbone to False."
+            f"{BLOCK} enlarges batches beyond padded sizes; set use_compile and use_padding to False."
         )
-    if not getattr(getattr(model.backbone, "regress_config", model.backbone), "direct_forces", False):
-        if settings.k_2nd == 0:
-            raise UserError(
-                f"{BLOCK}: the forces of this model are the gradient of its energy, so with k_2nd: 0 all that PITC sees "
-                "is the curvature of the energy, which is no error; set k_2nd: 0.5, or leave the callback out."
-            )
-        logging.warning("PIWSL has little to gain: the forces of this model are the gradient of its energy.")
+    if getattr(getattr(model.backbone, "regress_config", model.backbone), "direct_forces", False):
+        return settings
+    gradients = f"{BLOCK}: the forces of this model are the gradient of its energy, so"
+    if settings.auto and settings.weak_share:
+        logging.info(
+            f"{gradients} the weak terms have nothing to teach it; they are off, and weights as in the tasks."
+        )
+        return settings.without_weak_terms()
+    if settings.weak and settings.k_2nd == 0:
+        raise UserError(
+            f"{gradients} with k_2nd: 0 PITC sees curvature only, which is no error; set k_2nd: 0.5."
+        )
+    logging.warning(f"{gradients} there is little to gain.")
+    return settings
 
 
 def inner_model(model: nn.Module) -> Any:

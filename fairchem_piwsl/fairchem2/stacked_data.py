@@ -1,7 +1,5 @@
 """The configurations A, C, B of a fairchem-2 batch as one larger batch, with one neighbour list."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +10,8 @@ from fairchem.core.datasets.atomic_data import AtomicData
 from fairchem.core.graph.compute import generate_graph
 from torch import Tensor
 
+from fairchem_piwsl.training.copies import repeated
+
 #: entries of a batch that are its neighbour list
 EDGES = ("edge_index", "cell_offsets", "nedges")
 #: Angstrom; two atoms of a structure are nearer than this, else displacements need no guard
@@ -21,34 +21,16 @@ GUARD = 3.0
 def stack(batch: AtomicData, positions: Sequence[Tensor], edges: Mapping[str, Tensor] | None) -> AtomicData:
     """A batch of `len(positions)` copies of every structure, each copy at its own positions [N, 3].
 
-    Structures are ordered copy by copy. The incoming batch is not changed.
-
-    Args:
-        edges: `edge_index` [2, E], `cell_offsets` [E, 3] and `nedges` [B] to repeat for every copy; where None,
-            those of the batch are repeated.
+    Structures are ordered copy by copy. The incoming batch is not changed; `edges`, if given, stand for its own
+    neighbour list in every copy: `edge_index` [2, E], `cell_offsets` [E, 3] and `nedges` [B].
     """
-    copies, num_atoms, num_structures = len(positions), len(batch.pos), batch.num_graphs
-    stacked = shallow_copy(batch)
-    for key, value in ({key: batch[key] for key in batch.keys()} | dict(edges or {})).items():  # noqa: SIM118
-        if isinstance(value, Tensor) and value.dim():
-            step = {"batch": num_structures, "edge_index": num_atoms}.get(key, 0)
-            parts = [value + i * step if step else value for i in range(copies)]
-            stacked[key] = torch.cat(parts, dim=batch.__cat_dim__(key, value))
-        elif isinstance(value, list):  # one entry for each structure, e.g. the names of data sets
-            stacked[key] = value * copies
+    copies, stacked = len(positions), shallow_copy(batch)
+    entries = {key: batch[key] for key in batch.keys()} | dict(edges or {})  # noqa: SIM118
+    for key, value in repeated(entries, copies, batch.num_graphs, len(batch.pos), batch.__cat_dim__).items():
+        stacked[key] = value
     stacked.pos = torch.cat(list(positions))
     stacked.assign_batch_stats(None, None, None, None)  # which serve to cut structures out again
     return stacked
-
-
-def unstack(outputs: Any, copies: int) -> list[Any]:
-    """The outputs of a stacked batch, nested mappings of tensors, for each copy."""
-    if isinstance(outputs, Mapping):
-        parts = {key: unstack(value, copies) for key, value in outputs.items()}
-        return [{key: values[i] for key, values in parts.items()} for i in range(copies)]
-    if isinstance(outputs, Tensor) and outputs.dim():
-        return list(outputs.chunk(copies))
-    return [outputs] * copies
 
 
 def model_list(backbone: Any, batch: AtomicData) -> dict[str, Tensor] | None:
@@ -69,8 +51,7 @@ def model_list(backbone: Any, batch: AtomicData) -> dict[str, Tensor] | None:
 def shortest_distances(edges: Mapping[str, Tensor] | None, batch: AtomicData) -> Tensor:
     """Shortest interatomic distance of each structure [B], periodic images included; infinite without neighbours.
 
-    Args:
-        edges: neighbour lists of the structures; searched within `GUARD` where None.
+    Without `edges`, the structures' list, neighbours are searched within `GUARD`.
     """
     with torch.no_grad():
         if edges is None:

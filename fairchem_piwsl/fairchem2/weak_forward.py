@@ -1,7 +1,5 @@
 """The forward pass of a fairchem-2 model with A, C and B in one call, the weak terms beside the outputs at A."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,12 +12,11 @@ from torch import Tensor, nn
 
 from fairchem_piwsl import losses
 from fairchem_piwsl.fairchem2 import heads
-from fairchem_piwsl.fairchem2.stacked_data import model_list, shortest_distances, stack, unstack
+from fairchem_piwsl.fairchem2.stacked_data import model_list, shortest_distances, stack
 from fairchem_piwsl.perturbations import adversarial_direction, draw
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training.copies import cut
 from fairchem_piwsl.training.repeated_draws import RepeatedDraws, drops
-
-Forward = Callable[[AtomicData], Mapping[str, Any]]
 
 
 @dataclass
@@ -29,7 +26,7 @@ class WeakForward:
     settings: PIWSLSettings
     #: the run's own tasks, without the weak ones
     tasks: list[Task]
-    #: factor on the weights in this step; at 0 the model is called as it is
+    #: share of the weights in this step; at 0 the model is called as it is
     ramp: float = 0.0
     #: source of this step's draws
     generator: torch.Generator = field(default_factory=torch.Generator)
@@ -42,7 +39,7 @@ class WeakForward:
         model.forward = lambda batch: self._forward(model, plain, batch) if self.ramp else plain(batch)
         return lambda: model.__dict__.pop("forward", None)
 
-    def _forward(self, model: Any, plain: Forward, batch: AtomicData) -> dict[str, Any]:
+    def _forward(self, model: Any, plain: Callable, batch: AtomicData) -> dict[str, Any]:
         """Outputs at A, and each weak term as the prediction of a task of its own."""
         s = self.settings
         # what a model puts on its argument, and the loss reads there
@@ -54,44 +51,42 @@ class WeakForward:
                 model.backbone.otf_graph = False
                 undo.callback(setattr, model.backbone, "otf_graph", True)
             has_list = lent is None and not getattr(model.backbone, "otf_graph", True)
-            moved = self._displacements(
-                plain, batch, lent, shortest_distances(batch if has_list else lent, batch)
-            )
+            shortest = shortest_distances(batch if has_list else lent, batch)
+            moved = self._displacements(plain, batch, lent, shortest)
             positions = [batch.pos + moved.get(point, 0.0) for point in points]
             if any(drops(module) for module in model.modules()):
                 undo.enter_context(RepeatedDraws(len(points)))
-            parts = unstack(plain(stack(batch, positions, lent)), len(points))
+            parts = cut(plain(stack(batch, positions, lent)), len(points))
         return dict(parts[0]) | self._terms(dict(zip(points, parts, strict=True)), moved, batch)
 
     def _displacements(
-        self, plain: Forward, batch: AtomicData, lent: Mapping[str, Tensor] | None, shortest: Tensor
+        self, plain: Callable, batch: AtomicData, lent: Mapping[str, Tensor] | None, shortest: Tensor
     ) -> dict[str, Tensor]:
         """dr [N, 3] at C and dr' at B; dr is part of every leg, also where nothing is evaluated at C."""
         s, generator, direction = self.settings, self.generator, None
-        if (
-            s.perturbation == "adversarial"
-        ):  # from a call of its own, along the energy error at A (Eqs. 7, A1)
+        # from a call of its own, along the energy error at A (Eqs. 7, A1)
+        if s.perturbation == "adversarial":
             kcal, device = s.kcal_per_label_unit, batch.pos.device
-            with torch.random.fork_rng(
-                [device] if device.type == "cuda" else []
-            ):  # the stacked call's dropout
+            # the stacked call draws the same dropout
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 a = heads.prediction(self.tasks, plain(stack(batch, [batch.pos], lent)), batch, kcal)
-            direction = adversarial_direction(
-                *heads.errors(self.tasks, a, batch, kcal), batch.batch, generator
-            )
+            energy, forces = heads.labels(self.tasks, batch)
+            errors = a.energy - kcal * energy.to(a.energy), a.forces - kcal * forces.nan_to_num().to(a.forces)
+            direction = adversarial_direction(*errors, batch.batch, generator)
         at = (batch.pos, batch.batch, batch.natoms, batch.fixed == 0, shortest)
         return {point: draw(s, *at, generator, direction) for point in ["C"] + ["B"] * s.needs_b}
 
-    def _terms(
-        self, outputs: Mapping[str, Any], moved: Mapping[str, Tensor], batch: AtomicData
-    ) -> dict[str, Any]:
+    def _terms(self, outputs: Mapping, moved: Mapping[str, Tensor], batch: AtomicData) -> dict[str, Any]:
         """Outputs of the weak tasks from those at the points; their targets are put on `batch`."""
         kcal, terms = self.settings.kcal_per_label_unit, {}
         at = {point: heads.prediction(self.tasks, out, batch, kcal) for point, out in outputs.items()}
+        if self.settings.auto:
+            labelled = ~heads.labels(self.tasks, batch)[1].isnan().any(-1)
+            at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
         known = heads.have_both(self.tasks, batch)
         unit = heads.of_own_task(self.tasks, "energy", batch, lambda task: kcal * task.normalizer.rmsd, 1.0)
-        for name, weight, values in losses.consistency_terms(self.settings, at, moved, batch.batch):
-            terms[f"piwsl_{name}"] = {"value": self.ramp * weight * values / unit}
+        for name, _, values in losses.consistency_terms(self.settings, at, moved, batch.batch):
+            terms[f"piwsl_{name}"] = {"value": values / unit}
             batch[f"piwsl_{name}"] = torch.where(known, 0.0, torch.inf)
             self.terms[name] = (values.detach() * known).sum() / known.sum().clamp_min(1)
         return terms

@@ -16,6 +16,8 @@ from fairchem.core.models.base import GraphData, GraphModelMixin
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
+from fairchem_piwsl.training.copies import repeated
+
 #: what a model's `generate_graph` returns; eSEN makes a dict without `offset_distances` and `neighbors` of it
 Graph: TypeAlias = GraphData | dict[str, Any]
 
@@ -27,13 +29,9 @@ def stack(batch: Batch, positions: Sequence[Tensor]) -> Batch:
     """
     copies, num_atoms, num_structures = len(positions), batch.num_nodes, batch.num_graphs
     stacked = copy.copy(batch)
-    for key, value in batch.to_dict().items():
-        if isinstance(value, Tensor):
-            step = {"batch": num_structures, "edge_index": num_atoms}.get(key, 0)
-            parts = [value + i * step if step else value for i in range(copies)]
-            stacked[key] = torch.cat(parts, dim=batch.__cat_dim__(key, value))
-        elif isinstance(value, list):  # one entry for each structure, e.g. names
-            stacked[key] = value * copies
+    entries = repeated(batch.to_dict(), copies, num_structures, num_atoms, batch.__cat_dim__)
+    for key, value in entries.items():
+        stacked[key] = value
     stacked.pos = torch.cat(list(positions))
     stacked.ptr = torch.cat([batch.ptr[:1], *(batch.ptr[1:] + i * num_atoms for i in range(copies))])
     # what Batch.__getitem__ needs to cut structures out again; these live on the CPU

@@ -109,6 +109,8 @@ class Batches:
 
     def __init__(self, batches: list[AtomicData]) -> None:
         self.batches = batches
+        self.dataset = [one for batch in batches for one in batch.batch_to_atomicdata_list()]
+        self.collate_fn = atomicdata_list_to_batch
 
     def __len__(self) -> int:
         return len(self.batches)

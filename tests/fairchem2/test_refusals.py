@@ -24,8 +24,8 @@ from fairchem_piwsl.fairchem2 import PIWSLCallback
         ({"c_wl": 1.0}, "c_wl is there with fairchem 1.10 only"),
         ({"noisy_nodes": True}, "fairchem 1.10 only"),
         ({"c_pitc": 1.0, "validate_consistency": True}, "fairchem 1.10 only"),
-        ({"auto": True}, "auto is there with fairchem 1.10 only"),
-        ({"c_pitc": 1.0, "energy_share": 1.0}, "energy_share is there with fairchem 1.10 only"),
+        ({"auto": 1}, "PIWSLCallback.auto must be"),
+        ({"c_pitc": 1.0, "energy_share": -1.0}, "PIWSLCallback.energy_share must be"),
     ],
 )
 def test_settings(settings: dict, message: str) -> None:

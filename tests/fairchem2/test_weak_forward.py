@@ -180,7 +180,7 @@ def test_the_term_is_eq_3_in_kcal_and_in_units_of_the_energy_output() -> None:
         0, batch.batch, (0.5 * a["forces"]["forces"] * dr).sum(-1)
     )
     residual = (energies[0] - work - energies[1]) / KCAL_PER_MOL
-    torch.testing.assert_close(value, 2.0 * residual.square() * KCAL_PER_MOL / 3.0, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(value, residual.square() * KCAL_PER_MOL / 3.0, rtol=1e-5, atol=1e-12)
 
 
 def test_structures_use_the_heads_of_their_own_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
