@@ -14,9 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import ase.db
-import ase.io
-
+from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import read_json, write_json
 from recipes.compare import Result, rmse_of
@@ -42,7 +40,9 @@ def compare(
         out: folder of all runs, `out/METHOD/seedN`, and of the data set.
         side_by_side: trainings at the same time, each on one thread.
     """
-    data = written(structures, out / "data")
+    files = {f"{split}_files": [structures / f"{split}.extxyz.gz"] for split in ("train", "val")}
+    data = (out / "data").resolve()
+    prepare(**files, out=data, format="aselmdb", reuse=True, quiet=True)
     runs = [
         (method, seed, out / re.sub(r"\W+", "_", method) / f"seed{seed}")
         for seed in seeds
@@ -57,19 +57,6 @@ def compare(
 
     with ThreadPoolExecutor(side_by_side) as pool:
         return list(pool.map(result, runs))
-
-
-def written(structures: Path, data: Path) -> Path:
-    """ASE databases of the training and validation structures, written once."""
-    for split in ("train", "val"):
-        path = data / f"{split}.aselmdb"
-        if not path.exists():
-            data.mkdir(parents=True, exist_ok=True)
-            with ase.db.connect(data / f".{split}.aselmdb", append=False) as database:
-                for atoms in ase.io.read(structures / f"{split}.extxyz.gz", ":"):
-                    database.write(atoms)
-            (data / f".{split}.aselmdb").rename(path)
-    return data.resolve()
 
 
 def train(config: Path, overrides: Sequence[str], folder: Path, label: str) -> float:

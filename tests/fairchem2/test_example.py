@@ -32,8 +32,9 @@ def aspirins(split: str) -> list[Atoms]:
 
 
 def write(folder: Path, split: str, structures: Sequence[Atoms]) -> None:
-    folder.mkdir(exist_ok=True)
-    with ase.db.connect(folder / f"{split}.aselmdb") as database:
+    """Where `piwsl prepare --format aselmdb` has it."""
+    (folder / split).mkdir(parents=True)
+    with ase.db.connect(folder / split / "data.aselmdb") as database:
         for atoms in structures:
             database.write(atoms)
 
@@ -94,7 +95,7 @@ def test_fine_tuning_to_another_level_of_theory(
     for split in ("train", "val"):
         write(data, split, [with_emt(atoms, forces=i % 2 == 0) for i, atoms in enumerate(aspirins(split))])
     start = str(example[0])
-    monkeypatch.setattr("sys.argv", [str(REFERENCES), start, str(data / "train.aselmdb")])
+    monkeypatch.setattr("sys.argv", [str(REFERENCES), start, str(data / "train/data.aselmdb")])
     runpy.run_path(str(REFERENCES), run_name="__main__")
     override = capsys.readouterr().out.strip().splitlines()[-1]
     references = [
