@@ -68,6 +68,7 @@ class Fairchem1Potential(Potential):
 def load(path: Path, name: str, cpu: bool, dtype: Any, gradient_forces: bool, ema: bool) -> Potential:
     """What `load_potential` does where fairchem 1.10 is installed."""
     from fairchem_piwsl.training.checkpoint_files import copy_averaged_weights, read_checkpoint
+    from fairchem_piwsl.training.cpu_speed import full_speed
 
     state = read_checkpoint(path, key="checkpoint")
     config = _current_layout(path, state["config"])
@@ -90,6 +91,8 @@ def load(path: Path, name: str, cpu: bool, dtype: Any, gradient_forces: bool, em
     if ema:
         copy_averaged_weights(trainer.model, state)
     check_weights(trainer.model, path)
+    if trainer.cpu:
+        full_speed()
     if gradient_forces:
         from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
