@@ -17,7 +17,7 @@ from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
 from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.training import metrics
-from fairchem_piwsl.training.balance import GradientBalance, share_of_energies
+from fairchem_piwsl.training.balance import GradientBalance, bounded, share_of_energies
 from fairchem_piwsl.training.consistent_forces import forces_are_gradients
 from fairchem_piwsl.training.copies import cut
 from fairchem_piwsl.training.data_checks import places
@@ -70,6 +70,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
             labelled = ~batch.forces.isnan().any(-1)
             at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
         for name, weight, values in losses.consistency_terms(s, at, out.moved, index):
+            values = bounded(values) if s.weak_share else values
             yield Term(name, mean_over_ranks(values), ramp * weight, unit, weak=True)
         if s.c_wl:
             reference, labelled = self._reference(at["A"], batch)

@@ -15,6 +15,7 @@ from fairchem_piwsl.fairchem2 import heads
 from fairchem_piwsl.fairchem2.stacked_data import model_list, shortest_distances, stack
 from fairchem_piwsl.perturbations import adversarial_direction, draw
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training.balance import bounded
 from fairchem_piwsl.training.copies import cut
 from fairchem_piwsl.training.repeated_draws import RepeatedDraws, drops
 
@@ -86,6 +87,7 @@ class WeakForward:
         known = heads.have_both(self.tasks, batch)
         unit = heads.of_own_task(self.tasks, "energy", batch, lambda task: kcal * task.normalizer.rmsd, 1.0)
         for name, _, values in losses.consistency_terms(self.settings, at, moved, batch.batch):
+            values = bounded(values) if self.settings.weak_share else values
             terms[f"piwsl_{name}"] = {"value": values / unit}
             batch[f"piwsl_{name}"] = torch.where(known, 0.0, torch.inf)
             self.terms[name] = (values.detach() * known).sum() / known.sum().clamp_min(1)

@@ -2,12 +2,12 @@
 
 Each term i of the loss has a gradient g_i over the parameters. The energy labels get the weight w_E at which
 |w_E g_E| = energy_share |g_L|, where g_L is the gradient of the other labels; the share can follow from the labels
-(`share_of_energies`). All weak terms together, w_W g_W, get
-the weight at which |w_W g_W| = weak_share |w_E g_E + g_L|. A term in another unit has another gradient and hence
-another weight: the product is the same. Norms of single batches scatter, so that the weights are geometric means.
+(`share_of_energies`). All weak terms together, w_W g_W, get the weight at which |w_W g_W| = weak_share |w_E g_E + g_L|.
+A term in another unit has another gradient and hence another weight: the product is the same. Norms of single batches
+scatter, so that the weights are geometric means.
 
-The gradient of a mean of squares grows with the residual, so that a few structures with large ones would rule a run, or
-end it. Weak terms are therefore divided by the root of their present value (`homogeneous`).
+What is measured on one batch has to fit the others. Values of weak terms are therefore `bounded`: a batch with larger
+residuals has no larger gradient, and a structure at which the model explodes counts like another one.
 """
 
 from __future__ import annotations
@@ -52,16 +52,18 @@ def _gradient(term: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     )
 
 
-def homogeneous(term: Term) -> Term:
-    """A weak term L with the weight w / sqrt(L), the root held constant; other terms as they are.
+def bounded(squares: Tensor) -> Tensor:
+    """Squared residuals r^2 [B] of a weak term as s log(1 + r^2 / s^2), Cauchy's loss with the scale s held constant.
 
-    For a mean of squares that is w times the root mean square, with twice its gradient: however large the
-    residuals of a batch are, they only give the direction.
+    Near zero it is r^2 / s; at r = s it has the gradient of |r|; beyond, the gradient falls as 1 / r. A step would be
+    about nothing else than a structure where r is a million times too large, and displaced structures are where models
+    explode. s is 2.385 standard deviations, the usual choice, which for normal residuals are 5.4 times the power mean
+    (mean |r|^(-1/4))^(-4). That one is taken over the structures of all ranks, and explosions leave it alone.
     """
-    if not term.weak:
-        return term
-    value = distutils.all_reduce(term.value.detach().clone(), average=True)  # of all ranks; in place
-    return replace(term, weight=term.weight / value.clamp_min(TINY).sqrt())
+    sums = torch.stack([squares.detach().clamp_min(TINY).pow(-1 / 8).sum(), squares.new_tensor(len(squares))])
+    total, count = distutils.all_reduce(sums)
+    scale = 5.4 * (total / count) ** -4
+    return scale * torch.log1p(squares / scale**2)
 
 
 def share_of_energies(energies: Tensor, forces: Tensor) -> float:
@@ -132,7 +134,6 @@ class GradientBalance:
             parameters: what to differentiate by.
             scale: see `gradient_products`.
         """
-        terms = self._homogeneous(terms)
         products = gradient_products([term.weighted for term in terms], parameters, scale)
 
         def norm(factor: Callable[[Term], float]) -> float:
@@ -158,15 +159,12 @@ class GradientBalance:
         parts = [ramp if term.weak and WEAK in self.factors else 1.0 for term in terms]
         return [
             replace(term, weight=part * term.weight * self._factor(term))
-            for part, term in zip(parts, self._homogeneous(terms), strict=True)
+            for part, term in zip(parts, terms, strict=True)
         ]
 
     def log(self, terms: Sequence[Term]) -> dict[str, float | Tensor]:
         """`weight_<term>` of terms that have their weights, and the norms of the latest measurement."""
         return {**{f"weight_{term.name}": term.weight for term in terms}, **self.norms}
-
-    def _homogeneous(self, terms: Sequence[Term]) -> Sequence[Term]:
-        return [homogeneous(term) for term in terms] if WEAK in self.factors else terms
 
     def _factor(self, term: Term) -> float:
         """Present factor on the weight of a term in the config; 1 where nothing was measured yet."""
