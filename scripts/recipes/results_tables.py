@@ -42,6 +42,17 @@ CHANGED = re.compile(
 
 def comparison(results: Results, pattern: str = "*") -> str:
     """Every method with as many steps as the best baseline, and its changes against that."""
+    headings = ("data", "model", "method", "runs", E, CHANGE, F, CHANGE, "training, s")
+    return markdown_table(headings, _compared(results, pattern), left=(0, 1, 2))
+
+
+def short(results: Results, pattern: str = "*") -> str:
+    """The comparison for one data set and model: methods, errors and changes."""
+    rows = [[row[2], *row[4:8]] for row in _compared(results, pattern)]
+    return markdown_table(("method", E, CHANGE, F, CHANGE), rows, left=(0,))
+
+
+def _compared(results: Results, pattern: str) -> list[list[str]]:
     rows = []
     for (data, model), methods in grouped(results, pattern).items():
         for family in families(methods):
@@ -52,9 +63,7 @@ def comparison(results: Results, pattern: str = "*") -> str:
                     rows.append(
                         [data, model, method, str(len(runs)), *_errors(runs, against), _seconds(runs)]
                     )
-    return markdown_table(
-        ("data", "model", "method", "runs", E, CHANGE, F, CHANGE, "training, s"), rows, left=(0, 1, 2)
-    )
+    return rows
 
 
 def equal_time(results: Results, pattern: str = "*") -> str:
@@ -153,6 +162,7 @@ def cost(results: Results, pattern: str = "*") -> str:
 
 TABLES: dict[str, Callable[[Results, str], str]] = {
     "comparison": comparison,
+    "short": short,
     "equal_time": equal_time,
     "hand_chosen": hand_chosen,
     "tests": further_tests,

@@ -74,6 +74,8 @@ def test_comparison_table_holds_what_the_runs_say():
     rows = TABLES["comparison"](results(runs), "*").splitlines()[2:]
     assert rows[0] == "| d | m | baseline | 3 | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  | 120 |"
     assert rows[1].startswith("| d | m | auto | 3 | 3.50 ± 0.50 | −50.0 % [−68, −32] | 4.20 ± 0.00 | +5.0 % ")
+    first = TABLES["short"](results(runs), "*").splitlines()[2]
+    assert first == "| baseline | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  |"
 
 
 def test_equal_time_table_compares_with_the_longer_baseline_only():
