@@ -47,7 +47,7 @@ def same_draw_on_every_rank() -> None:
 def gradient(data: Path, folder: Path, piwsl: dict[str, Any], chosen: list[int]) -> dict[str, Tensor]:
     """Gradient of the total loss over `chosen` structures, averaged over ranks as the optimizer sees it."""
     trainer = make(data, folder, piwsl)
-    trainer.step = 1
+    trainer.step = 61  # the first one at which `auto` measures gradients
     trainer.model.train()
     batch = trainer.train_loader.collate_fn([trainer.train_dataset[i] for i in chosen])
     loss = trainer._compute_loss(trainer._forward(batch), batch)
