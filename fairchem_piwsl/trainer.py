@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_piwsl import losses
+from fairchem_piwsl.datasets.splits import evenly
 from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
 from fairchem_piwsl.settings import PIWSLSettings
@@ -20,7 +21,6 @@ from fairchem_piwsl.training import metrics
 from fairchem_piwsl.training.balance import GradientBalance, bounded, share_of_energies
 from fairchem_piwsl.training.consistent_forces import forces_are_gradients
 from fairchem_piwsl.training.copies import cut
-from fairchem_piwsl.training.data_checks import places
 from fairchem_piwsl.training.loss_terms import Outputs, Term
 from fairchem_piwsl.training.missing_labels import labelled_structures, mean_over_ranks
 from fairchem_piwsl.training.numbered_batches import NumberedBatches, batch_number
@@ -114,7 +114,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
         """As set, or from the labels of up to 1,000 training structures."""
         share, data = self.piwsl.energy_share, self.train_dataset
         if share is None and data is not None:
-            batch = self.train_loader.collate_fn([data[i] for i in places(len(data))]).to(self.device)
+            batch = self.train_loader.collate_fn([data[i] for i in evenly(len(data))]).to(self.device)
             share = share_of_energies(self._units.energy_labels(batch), self._units.force_labels(batch))
             logging.info(f"optim.piwsl.energy_share: {share:.2f}, from the spread of the labels")
         return share or 0.0

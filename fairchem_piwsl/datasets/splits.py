@@ -13,6 +13,8 @@ from fairchem_piwsl.errors import UserError
 
 SPLITS = ("train", "val", "test")
 MODES = ("shuffle", "blocks")
+#: structures of a data set that are looked at, where not all are needed
+SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,8 @@ def share(n: int, sizes: np.ndarray, room: np.ndarray) -> np.ndarray:
     while parts.sum() < n:  # some sources are full: the ones with room left take the rest
         parts[np.argmax(room - parts)] += 1
     return parts
+
+
+def evenly(total: int) -> list[int]:
+    """Indices of up to `SAMPLE` structures of `total`, spread evenly."""
+    return np.unique(np.linspace(0, total - 1, SAMPLE).astype(int)).tolist()

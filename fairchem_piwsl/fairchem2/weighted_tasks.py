@@ -15,6 +15,7 @@ from fairchem.core.modules.normalization.normalizer import Normalizer
 from fairchem.core.units.mlip_unit.mlip_unit import OutputSpec, Task, compute_loss
 from torch import Tensor, nn
 
+from fairchem_piwsl.datasets.splits import evenly
 from fairchem_piwsl.fairchem2 import heads
 from fairchem_piwsl.files import read_json, write_json
 from fairchem_piwsl.settings import PIWSLSettings
@@ -28,13 +29,12 @@ class WeightedTasks:
     """Copies of the run's tasks and one task for each weak term, with their weights as coefficients of their losses."""
 
     def __init__(self, settings: PIWSLSettings, plain: Sequence[Task], balance: GradientBalance) -> None:
-        self.settings, self.balance = settings, balance
+        self.settings, self.balance, self._supervised = settings, balance, len(plain)
         self.step = 0  # of training, counted from 1; 0 outside of a step
         self.log: dict[str, float | Tensor] = {}  # of this step: weights, and norms of gradients
-        #: with the names of their terms: all tasks for the energy have one
-        self._plain = [(task.property, task) for task in plain]
         self._weak = [(n, weak_task(n, plain)) for n in ("pitc", "pisc") if getattr(settings, f"c_{n}")]
-        self._tasks = [*self._plain, *self._weak]
+        #: with the names of their terms: all tasks for the energy have one
+        self._tasks = [*((task.property, task) for task in plain), *self._weak]
         # not by `replace`: Hydra turns tasks into configs
         values = [{f.name: getattr(task, f.name) for f in fields(Task)} for _, task in self._tasks]
         self._copies = [Task(**value | {"loss_fn": copy.copy(value["loss_fn"])}) for value in values]
@@ -42,20 +42,20 @@ class WeightedTasks:
     def of_step(self, step: int) -> list[Task]:
         """The tasks of a step, which have its weights once `weigh` has seen the outputs."""
         self.step, self.log = step, {}
-        return self._copies if self.settings.ramp(step) else self._copies[: len(self._plain)]
+        return self._copies if self.settings.ramp(step) else self._copies[: self._supervised]
 
     def weigh(self, model: nn.Module, batch: tuple[AtomicData], outputs: Mapping[str, Any]) -> None:
         """Set the weights of a step before upstream computes its loss: a forward hook of the model."""
         if not self.step:
             return
-        s, ramp, measures = self.settings, self.settings.ramp(self.step), self.settings.measures(self.step)
-        used = self._plain * measures + self._weak * bool(ramp)
-        losses = compute_loss([task for _, task in used], outputs, *batch)
-        values = {ENERGY: torch.zeros(())}  # has the weight of the latest measurement
-        for name, task in used:
-            values[name] = values.get(name, 0.0) + losses[task.name]
+        s, ramp = self.settings, self.settings.ramp(self.step)
         # a share that grows is up to the balance, which would measure a growing weight away
-        weights = {n: getattr(s, f"c_{n}") * (1.0 if s.weak_share else ramp) for n, _ in self._weak}
+        weights = {n: getattr(s, f"c_{n}") * (1.0 if s.weak_share else ramp) for n, _ in self._weak if ramp}
+        values = dict.fromkeys([ENERGY, *weights], torch.zeros(()))  # weights of other steps need none
+        if measures := s.measures(self.step):
+            losses = compute_loss([task for _, task in self._tasks], outputs, *batch)
+            for name, task in self._tasks:
+                values[name] = values.get(name, 0.0) + losses[task.name]
         terms = [Term(n, value, weights.get(n, 1.0), weak=n in weights) for n, value in values.items()]
         if measures:
             self.balance.measure(terms, [p for p in model.parameters() if p.requires_grad])
@@ -84,7 +84,7 @@ def balance_of(settings: PIWSLSettings, tasks: Sequence[Task], state: Any) -> Gr
     share = settings.energy_share
     if share is None:
         loader, data = state.train_state.dataloader, state.train_state.dataloader.dataset
-        batch = loader.collate_fn([data[i] for i in range(0, len(data), len(data) // 1000 + 1)])
+        batch = loader.collate_fn([data[i] for i in evenly(len(data))])
         share = share_of_energies(*heads.labels(tasks, batch.to(distutils.get_device_for_local_rank())))
         logging.info(f"PIWSL: energy_share {share:.2f}, from the spread of the labels")
     return GradientBalance(share, settings.weak_share)

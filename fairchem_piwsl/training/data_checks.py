@@ -19,11 +19,9 @@ from torch import nn
 from torch_geometric.data import Data
 
 from fairchem_piwsl.datasets.lmdb_checks import check_complete
+from fairchem_piwsl.datasets.splits import SPLITS, evenly
 from fairchem_piwsl.errors import UserError
 
-SPLITS = ("train", "val", "test")
-#: structures of a data set that are looked at, spread evenly; all of them in smaller sets
-SAMPLE = 1000
 LABELS = ("energy", "forces")
 
 
@@ -147,7 +145,7 @@ def _look_through(
 ) -> set[str]:
     """Check a sample of structures; returns the labels that any of them has."""
     labels: set[str] = set()
-    for place in places(len(data)):
+    for place in evenly(len(data)):
         which = f"{where}: structure {data.indices[place]}"
         try:
             structure = data[place]
@@ -159,11 +157,6 @@ def _look_through(
             raise UserError(f"{which} {problem}; make the data set again with `piwsl prepare`.")
         labels |= {name for name in wanted if _is_label(structure.get(name))}
     return labels
-
-
-def places(size: int) -> list[int]:
-    """Which structures of a data set are looked at."""
-    return np.unique(np.linspace(0, size - 1, SAMPLE).astype(int)).tolist()
 
 
 def _is_label(value: Any) -> bool:
