@@ -187,9 +187,8 @@ def test_two_ranks_train_like_one_and_stop_together(tmp_path: Path) -> None:
         assert time.monotonic() < end, (tmp_path / "interrupted.err").read_text()[-2000:]
         assert interrupted.poll() is None, (tmp_path / "interrupted.err").read_text()[-2000:]
         time.sleep(0.1)
-    time.sleep(0.3)  # the process that holds has written its number by now
-    os.kill(int((held.parent / "holder").read_text()), signal.SIGUSR2)
-    assert interrupted.wait() == launch.STOPPED
+    os.kill(int(held.read_text()), signal.SIGUSR2)
+    assert interrupted.wait(300) == launch.STOPPED, (tmp_path / "interrupted.err").read_text()[-2000:]
     assert load(tmp_path, "interrupted")["step"] == 3
     assert run_main(tmp_path, two, "interrupted", 2).wait() == 0
     assert [process.wait() for process in others] == [0, 0]
