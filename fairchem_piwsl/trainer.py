@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,7 +51,6 @@ class PIWSLForcesTrainer(S2EFTrainer):
     def __init__(self, **config: Any) -> None:
         self.piwsl = PIWSLSettings.from_config(config["optimizer"].get("piwsl"))
         super().__init__(**config)
-        self._balance = GradientBalance(self._energy_share(), self.piwsl.weak_share)
 
     # ---------------------------------------------------------------- the loss, Eq. 5
 
@@ -110,14 +110,15 @@ class PIWSLForcesTrainer(S2EFTrainer):
         out.log |= {name: torch.as_tensor(value).to(loss) for name, value in weights.items()}
         return loss
 
-    def _energy_share(self) -> float:
-        """As set, or from the labels of up to 1,000 training structures."""
+    @cached_property
+    def _balance(self) -> GradientBalance:
+        """With the share of the energies as set, or from the labels of up to 1,000 training structures."""
         share, data = self.piwsl.energy_share, self.train_dataset
-        if share is None and data is not None:
+        if share is None:
             batch = self.train_loader.collate_fn([data[i] for i in evenly(len(data))]).to(self.device)
             share = share_of_energies(self._units.energy_labels(batch), self._units.force_labels(batch))
             logging.info(f"optim.piwsl.energy_share: {share:.2f}, from the spread of the labels")
-        return share or 0.0
+        return GradientBalance(share, self.piwsl.weak_share)
 
     def extra_state(self) -> dict[str, Any]:
         return {**super().extra_state(), "balance": self._balance.state()}
