@@ -18,7 +18,7 @@ AUTO: dict[str, Any] = {
     "weak_share": 1.0,
     "energy_share": None,
     "k_2nd": 0.5,
-    "eps_max": 0.05,
+    "eps_max": 0.03,
     "magnitude": "fixed",
     "every_n_steps": 3,
     "ramp_steps": 1000,
