@@ -18,6 +18,9 @@ OUTPUTS = {
     "forces": {"irrep_dim": 1, "level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
 }
 
+#: the weak losses, with weights that set themselves
+PIWSL = {"trainer": "fairchem_piwsl.trainer.PIWSLForcesTrainer", "optim": {"piwsl": {"auto": True}}}
+
 
 def describe(records: Records, references: np.ndarray) -> dict[str, Any]:
     """Statistics of one split; energies in eV, forces in eV/Angstrom, distances in Angstrom."""
@@ -78,8 +81,8 @@ def dataset_block(out: Path, splits: list[str]) -> dict[str, Any]:
 
 
 def config_lines(out: Path, splits: list[str]) -> str:
-    """YAML to paste into an upstream config: data set and outputs."""
-    return as_yaml(dataset_block(out, splits)) + as_yaml({"outputs": OUTPUTS})
+    """YAML to paste into an upstream config: data set, outputs, and the trainer with its weak losses."""
+    return as_yaml({**dataset_block(out, splits), "outputs": OUTPUTS, **PIWSL})
 
 
 def as_yaml(block: dict[str, Any]) -> str:

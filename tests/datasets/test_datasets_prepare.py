@@ -21,10 +21,12 @@ from fairchem.core.modules.normalization.element_references import create_elemen
 from fairchem.core.modules.normalization.normalizer import create_normalizer
 from helpers_datasets import FREE_ATOMS_EV, crystals, labelled, molecules, records, run_piwsl, save, sids
 
+from fairchem_piwsl.config import merge
 from fairchem_piwsl.datasets import prepare as prepare_module
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.datasets.summary import config_lines
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.settings import PIWSLSettings
 
 SMALL = {"train": 10, "val": 4, "test": 6, "quiet": True}
 
@@ -70,8 +72,9 @@ def test_the_pasted_config_lines_train(tmp_path, trainer):
     out = tmp_path / "out"
     prepare([path], out, **SMALL)
     pasted = yaml.safe_load(config_lines(out, ["train", "val", "test"]))
-    config = make_config(tmp_path, tmp_path, batch_size=5, max_epochs=1)
-    config.update(pasted)
+    assert pasted["trainer"] == "fairchem_piwsl.trainer.PIWSLForcesTrainer"
+    config = merge(make_config(tmp_path, tmp_path, batch_size=5, max_epochs=1), pasted)
+    assert PIWSLSettings.from_config(config["optim"]["piwsl"]).auto
     trainer = make_trainer(config, trainer)
     trainer.train(disable_eval_tqdm=True)
     assert trainer.step == 2
@@ -452,8 +455,8 @@ def test_the_calculator_agrees_on_molecules_without_a_cell(tmp_path):
     frames = molecules(20)
     out = tmp_path / "out"
     prepare([save(tmp_path / "all.extxyz", frames)], out, **SMALL)
-    config = make_config(tmp_path, tmp_path, batch_size=5, max_epochs=1)
-    config.update(yaml.safe_load(config_lines(out, ["train", "val", "test"])))
+    pasted = yaml.safe_load(config_lines(out, ["train", "val", "test"]))
+    config = merge(make_config(tmp_path, tmp_path, batch_size=5, max_epochs=1), pasted)
     trainer = make_trainer(config, "ocp")
     trainer.train(disable_eval_tqdm=True)
     checkpoint = trainer.save(checkpoint_file="checkpoint.pt", training_state=False)
