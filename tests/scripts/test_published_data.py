@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import published_data
 import pytest
-from ase.io import write
+from ase.io import read, write
 from conftest import labelled_molecules
 
 from fairchem_piwsl.datasets.read import read_labelled
@@ -54,3 +54,17 @@ def test_every_data_set_of_the_recipes_has_a_job(tmp_path):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no file rmd17_aspirin_train_01\.npz: give the folder"):
         published_data.rmd17(tmp_path, "aspirin", 50, tmp_path / "out")
+
+
+def test_shipped_hot_structures_are_aspirin_and_spread_with_the_temperature():
+    counts = {"train": 100, "val": 100, **{f"test_{kelvin}K": 150 for kelvin in (300, 600, 900, 1200)}}
+    found = {name: read(published_data.HOT / f"{name}.extxyz.gz", ":") for name in counts}
+    assert {name: len(frames) for name, frames in found.items()} == counts
+    frames = [atoms for each in found.values() for atoms in each]
+    assert {atoms.get_chemical_formula() for atoms in frames} == {"C9H8O4"}
+    assert all(np.isfinite(atoms.get_forces()).all() for atoms in frames)
+    assert len({round(atoms.get_potential_energy(), 6) for atoms in frames}) == sum(counts.values())
+    tests = [found[f"test_{kelvin}K"] for kelvin in (300, 600, 900, 1200)]
+    for quantity in (np.mean, np.std):
+        rising = [quantity([atoms.get_potential_energy() for atoms in each]) for each in tests]
+        assert rising == sorted(rising)
