@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fairchem_piwsl.config import with_method
 from fairchem_piwsl.datasets.records import Records
 from fairchem_piwsl.units import KCAL_PER_MOL
 
@@ -17,9 +18,6 @@ OUTPUTS = {
     "energy": {"shape": 1, "level": "system"},
     "forces": {"irrep_dim": 1, "level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
 }
-
-#: the weak losses, with weights that set themselves
-PIWSL = {"trainer": "fairchem_piwsl.trainer.PIWSLForcesTrainer", "optim": {"piwsl": {"auto": True}}}
 
 
 def describe(records: Records, references: np.ndarray) -> dict[str, Any]:
@@ -82,7 +80,7 @@ def dataset_block(out: Path, splits: list[str]) -> dict[str, Any]:
 
 def config_lines(out: Path, splits: list[str]) -> str:
     """YAML to paste into an upstream config: data set, outputs, and the trainer with its weak losses."""
-    return as_yaml({**dataset_block(out, splits), "outputs": OUTPUTS, **PIWSL})
+    return as_yaml(with_method({**dataset_block(out, splits), "outputs": OUTPUTS}, "auto"))
 
 
 def as_yaml(block: dict[str, Any]) -> str:

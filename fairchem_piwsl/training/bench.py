@@ -102,14 +102,8 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     setup_imports()
     config = copy.deepcopy(dict(config))
     # without their schedule, which would leave the measured steps without weak terms, and the balance, which needs data
-    every_step = {
-        "start_step": 0,
-        "ramp_steps": 0,
-        "every_n_steps": 1,
-        "weak_share": 0.0,
-        "energy_share": 0.0,
-    }
-    config["optim"]["piwsl"] |= every_step
+    off = ("start_step", "ramp_steps", "weak_share", "energy_share")
+    config["optim"]["piwsl"] |= {**dict.fromkeys(off, 0), "every_n_steps": 1}
     piwsl = _trainer(PIWSLForcesTrainer, config, folder, cpu)
     batch = next(iter(piwsl.train_loader)).to(piwsl.device)
     # the other trainers need no data set, and LMDB opens a file only once in a process
