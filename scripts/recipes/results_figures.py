@@ -14,6 +14,7 @@ from matplotlib.ticker import NullLocator
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.statistics import Change, half_interval
 from recipes.results_file import (
+    ENERGIES_ONLY,
     ENERGY,
     FORCES,
     Run,
@@ -37,7 +38,8 @@ DIVERGING = "PuOr_r"
 def heat_map(results: Results, path: Path) -> Path | None:
     """Changes of energy and forces against the best baseline, data sets and models down, methods across."""
     rows = dict(_changes(results))
-    methods = list(dict.fromkeys(method for cells in rows.values() for method in cells))
+    names = dict.fromkeys(run["method"].removeprefix(ENERGIES_ONLY) for run in results["runs"])
+    methods = [name for name in names if any(name in cells for cells in rows.values())]
     if not methods:
         return None
     with figures.figure(3.6 + 1.7 * len(methods), 1.8 + 0.36 * len(rows)) as fig:
@@ -68,12 +70,12 @@ def _changes(results: Results) -> Iterator[tuple[str, dict[str, tuple[Change | N
         for family in families(methods):
             best = best_baseline(family)
             cells = {
-                name.removeprefix("energies_only_"): changes(runs, family[best])
+                name.removeprefix(ENERGIES_ONLY): changes(runs, family[best])
                 for name, runs in family.items()
                 if best not in (None, name) and not is_longer(runs) and not runs[0]["settings"]
             }
             if cells:
-                without = " (no forces)" if next(iter(family)).startswith("energies_only_") else ""
+                without = " (no forces)" if next(iter(family)).startswith(ENERGIES_ONLY) else ""
                 yield f"{_shown(data)}, {_shown(model)}{without}", cells
 
 
@@ -127,7 +129,7 @@ def error_against_cost(results: Results, path: Path) -> Path | None:
 
 
 def _has_forces(groups: Mapping[Any, Mapping[str, list[Run]]], method: str) -> bool:
-    return not method.startswith("energies_only_") and any(method in methods for methods in groups.values())
+    return not method.startswith(ENERGIES_ONLY) and any(method in methods for methods in groups.values())
 
 
 def _prediction_ms(runs: Sequence[Run]) -> float | None:
