@@ -4,7 +4,7 @@
 
 A table stands in a page between `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`: RECIPE is a file
 of docs/results, which `python scripts/paper.py RECIPE --publish` writes, or a demo's results.json; TABLE is comparison,
-short, equal_time, hand_chosen, tests, sizes, grid or cost; PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
+short, gains, equal_time, hand_chosen, tests, sizes, grid or cost; PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
 A change within a line stands between `<!-- change: RECIPE DATA/MODEL METHOD energy|forces -->` and `<!-- end of change -->`.
 """
 

@@ -12,6 +12,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.statistics import Change, mean_and_spread, paired_change
 from fairchem_piwsl.report.tables import markdown_table
 from recipes.results_file import (
+    ENERGIES_ONLY,
     ENERGY,
     FORCES,
     Run,
@@ -50,6 +51,25 @@ def short(results: Results, pattern: str = "*") -> str:
     """The comparison for one data set and model: methods, errors and changes."""
     rows = [[row[2], *row[4:8]] for row in _compared(results, pattern)]
     return markdown_table(("method", E, CHANGE, F, CHANGE), rows, left=(0,))
+
+
+def gains(results: Results, pattern: str = "*") -> str:
+    """A row for each data set and model: errors of the best baseline and of `auto`, and the change."""
+    rows = []
+    for (data, model), methods in grouped(results, pattern).items():
+        for family in families(methods):
+            best = best_baseline(family)
+            auto = next((name for name in family if name.removeprefix(ENERGIES_ONLY) == "auto"), None)
+            if best is not None and auto is not None:
+                before, after = family[best], family[auto]
+                labels = "energies" if auto.startswith(ENERGIES_ONLY) else "energies, forces"
+                cells = [
+                    cell
+                    for error, change in zip((ENERGY, FORCES), changes(after, before), strict=True)
+                    for cell in (f"{_spread(before, error)} → {_spread(after, error)}", _percent(change))
+                ]
+                rows.append([data, model, labels, str(len(after)), *cells])
+    return markdown_table(("data", "model", "labels", "seeds", E, CHANGE, F, CHANGE), rows, left=(0, 1, 2))
 
 
 def _compared(results: Results, pattern: str) -> list[list[str]]:
@@ -163,6 +183,7 @@ def cost(results: Results, pattern: str = "*") -> str:
 TABLES: dict[str, Callable[[Results, str], str]] = {
     "comparison": comparison,
     "short": short,
+    "gains": gains,
     "equal_time": equal_time,
     "hand_chosen": hand_chosen,
     "tests": further_tests,

@@ -78,6 +78,14 @@ def test_comparison_table_holds_what_the_runs_say():
     assert first == "| baseline | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  |"
 
 
+def test_gains_table_keeps_runs_without_force_labels_apart():
+    rows = TABLES["gains"](helpers_results.comparison(), "rmd17_aspirin_100/painn").splitlines()[2:]
+    assert [row.split(" | ")[2] for row in rows] == ["energies, forces", "energies"]
+    runs = [made_up_run("d", "m", "baseline", 0, 6.0, 4.0), made_up_run("d", "m", "auto", 0, 3.0, 4.2)]
+    [row] = TABLES["gains"](results(runs), "*").splitlines()[2:]
+    assert row == "| d | m | energies, forces | 1 | 6.00 → 3.00 | −50.0 % | 4.00 → 4.20 | +5.0 % |"
+
+
 def test_equal_time_table_compares_with_the_longer_baseline_only():
     table = TABLES["equal_time"](helpers_results.comparison(), "rmd17*/painn")
     methods = [line.split(" | ")[2] for line in table.splitlines()[2:]]
