@@ -10,7 +10,7 @@ again goes on where it stopped; parts can run as jobs of their own, and the comm
 report of all. Data sets come from `piwsl prepare` or scripts/published_data.py; the small scale of the paper's tables
 takes the example data where one is missing. Two steps that train nothing, also while trainings are unfinished:
 
-    python scripts/paper.py map --cost                         what a prediction of each model costs, one after another
+    python scripts/paper.py map --cost                         what predictions and training steps cost, one after another
     python scripts/paper.py map --publish                      finished runs to docs/results/map.json
 """
 
@@ -27,9 +27,9 @@ from recipes.carry_out import (
     without_missing_reference,
     write_trainings,
 )
-from recipes.collect import collect, cost_file
+from recipes.collect import collect, cost_file, step_file
 from recipes.compare import best_checkpoint
-from recipes.cost import prediction_cost
+from recipes.cost import prediction_cost, step_cost
 from recipes.recipe_file import PlannedRun, Recipe, read_recipe
 from recipes.results_figures import draw_all
 from recipes.scale import shrink
@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="trainings side by side; 2 in the small scale, else 1")
     parser.add_argument("--cpu", action="store_true", help="the CPU, although there is a GPU")
     step = parser.add_mutually_exclusive_group()
-    step.add_argument("--cost", action="store_true", help="measure predictions of trained models, and stop")
+    step.add_argument(
+        "--cost", action="store_true", help="time predictions and training steps of what is trained, and stop"
+    )
     step.add_argument("--publish", action="store_true", help="write docs/results/<recipe>.json, and stop")
     args = parser.parse_args()
     if args.recipe is None:
@@ -138,16 +140,17 @@ def make_configs(
 
 
 def measure_cost(chosen: dict[str, PlannedRun], out: Path, cpu: bool) -> None:
-    """The cost of a prediction for each data set and model that has a trained run, one after another."""
+    """The cost of a prediction for each data set and model that has a trained run, and of each one's training step."""
     for name, one in chosen.items():
         finished = sorted(path.parent for path in (out / name).glob("seed*/trained.json"))
-        path = cost_file(one, out)
-        if finished and not path.exists():
-            config = read_yaml(out / "configs" / f"{name}.yml", "config")
-            test = Path(config["dataset"]["test"]["src"])
-            cost = prediction_cost(best_checkpoint(finished[0]), test, path, cpu)
+        if finished:
+            config_file = out / "configs" / f"{name}.yml"
+            test = Path(read_yaml(config_file, "config")["dataset"]["test"]["src"])
+            cost = prediction_cost(best_checkpoint(finished[0]), test, cost_file(one, out), cpu)
+            step = step_cost(config_file, step_file(one, out), cpu)
             print(
-                f"{one.data.name}, {one.model}: {1000 * cost['seconds']:.1f} ms, {cost['ns_per_day']:.3g} ns/day"
+                f"{name}: a prediction {1000 * cost['seconds']:.1f} ms, {cost['ns_per_day']:.3g} ns/day; "
+                f"a training step {1000 * step:.1f} ms"
             )
 
 

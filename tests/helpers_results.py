@@ -60,7 +60,7 @@ def comparison() -> dict[str, Any]:
             if method.startswith("energies_only") and (data, model) != ("rmd17_aspirin_100", "painn"):
                 continue
             noise = 1 + 0.03 * rng.normal(size=2)
-            more = {"length": length, "train_seconds": seconds * cost / 0.004}
+            more = {"length": length, "step_seconds": seconds * cost / 12}
             more["cost"] = {"seconds": cost, "ns_per_day": 0.04 / cost, "atoms": 21}
             runs.append(made_up_run(data, model, method, seed, e * de * noise[0], f * df * noise[1], **more))
     return results(runs)

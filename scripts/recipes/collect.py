@@ -28,8 +28,8 @@ def collect(recipe: Recipe, scale: str, planned: Mapping[str, PlannedRun], out: 
     Returns:
         `recipe`, `title`, `scale`, `units`, `planned` (the number of configs) and `runs`, each with `data`, `model`,
         `method`, `length`, `settings`, `seed`, `n_train`, `steps`, `batch_size`, `train_seconds`, `errors` on the
-        test set of `structures` structures, `tests` (errors on further test sets), `cost` (see `recipes.cost`) and
-        `decided` (the last weights and norms of gradients of weights that set themselves).
+        test set of `structures` structures, `tests` (errors on further test sets), `cost` and `step_seconds` (see
+        `recipes.cost`) and `decided` (the last weights and norms of gradients of weights that set themselves).
     """
     runs = [
         _entry(recipe, run, config, folder, out)
@@ -59,7 +59,7 @@ def _entry(recipe: Recipe, run: PlannedRun, config_file: Path, folder: Path, out
     errors, structures = _errors(folder / "evaluate")
     training = Training(run.name, config_file, Path(), _seed(folder), folder)
     tests = {name: test_folder(training, name, out) for name in recipe.tests}
-    cost = cost_file(run, out)
+    cost, step = cost_file(run, out), step_file(run, out)
     return {
         "data": run.data.name,
         "trained_on": data_folder(config).name,
@@ -76,6 +76,7 @@ def _entry(recipe: Recipe, run: PlannedRun, config_file: Path, folder: Path, out
         "errors": errors,
         **({"tests": found} if (found := _further(tests)) else {}),
         **({"cost": read_json(cost)} if cost.exists() else {}),
+        **({"step_seconds": read_json(step)["seconds"]} if step.exists() else {}),
         **({"decided": decided} if (decided := _decided(folder, config)) else {}),
     }
 
@@ -105,3 +106,8 @@ def _decided(folder: Path, config: Mapping[str, Any]) -> dict[str, float]:
 def cost_file(run: PlannedRun, out: Path) -> Path:
     """The cost of a prediction belongs to a data set and a model, whatever the method."""
     return out / "cost" / run.data.name / f"{run.model}.json"
+
+
+def step_file(run: PlannedRun, out: Path) -> Path:
+    """The cost of a training step belongs to a config, whatever the seed."""
+    return out / "cost" / f"{run.name}_step.json"

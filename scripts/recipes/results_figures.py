@@ -95,9 +95,9 @@ def _write_change(axes: Axes, x: int, y: int, change: Change) -> None:
 def error_against_cost(results: Results, path: Path) -> Path | None:
     """Energy and force errors against the time of a prediction and of the training, with the Pareto fronts.
 
-    Of the first data set with more than one model; None where there is none.
+    Of the first data set with the costs of more than one model; None where there is none.
     """
-    groups = grouped(results)
+    groups = grouped({"runs": [run for run in results["runs"] if "cost" in run]})
     data = next((d for d, _ in groups if len({m for other, m in groups if other == d}) > 1), None)
     if data is None:
         return None
@@ -137,8 +137,9 @@ def _prediction_ms(runs: Sequence[Run]) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def _training_minutes(runs: Sequence[Run]) -> float:
-    return float(np.mean([run["train_seconds"] for run in runs])) / 60
+def _training_minutes(runs: Sequence[Run]) -> float | None:
+    step = runs[0].get("step_seconds")
+    return None if step is None else step * runs[0]["steps"] / 60
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -175,26 +176,24 @@ def learning_curves(results: Results, path: Path) -> Path | None:
     found = size_families(results)
     if not found:
         return None
+    names = list(dict.fromkeys(run["method"] for run in results["runs"]))
+    counts = {n for methods in found.values() for by_size in methods.values() for n in by_size}
     with figures.figure(10.5, 0.6 + 3.4 * len(found)) as fig:
         grid = fig.subplots(len(found), 2, squeeze=False, sharex=True)
         for row, (data, methods) in zip(grid, found.items(), strict=True):
             for axes, error in zip(row, (ENERGY, FORCES), strict=True):
-                for number, (method, by_size) in enumerate(methods.items()):
-                    _curve(
-                        axes,
-                        {n: list(by_seed(runs, error).values()) for n, runs in by_size.items()},
-                        number,
-                        method,
-                    )
+                for method, by_size in sorted(methods.items(), key=lambda item: names.index(item[0])):
+                    values = {n: list(by_seed(runs, error).values()) for n, runs in by_size.items()}
+                    _curve(axes, values, names.index(method), method)
                 axes.set_ylabel(LABELS[error])
                 axes.set_title(_shown(data))
                 figures.log_scale(axes.xaxis)
-                axes.set_xticks(sorted({n for by_size in methods.values() for n in by_size}))
+                axes.set_xticks(sorted(counts))
                 axes.xaxis.set_minor_locator(NullLocator())
                 figures.log_scale(axes.yaxis)
+            row[0].legend()
         for axes in grid[-1]:
             axes.set_xlabel("training structures")
-        grid[0][0].legend()
         return figures.save(fig, path)
 
 

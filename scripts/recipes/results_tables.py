@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.statistics import Change, mean_and_spread, paired_change
 from fairchem_piwsl.report.tables import markdown_table
@@ -43,7 +41,7 @@ CHANGED = re.compile(
 
 def comparison(results: Results, pattern: str = "*") -> str:
     """Every method with as many steps as the best baseline, and its changes against that."""
-    headings = ("data", "model", "method", "runs", E, CHANGE, F, CHANGE, "training, s")
+    headings = ("data", "model", "method", "runs", E, CHANGE, F, CHANGE)
     return markdown_table(headings, _compared(results, pattern), left=(0, 1, 2))
 
 
@@ -80,9 +78,7 @@ def _compared(results: Results, pattern: str) -> list[list[str]]:
             for method, runs in family.items():
                 if not is_longer(runs):
                     against = (None, None) if best in (None, method) else changes(runs, family[best])
-                    rows.append(
-                        [data, model, method, str(len(runs)), *_errors(runs, against), _seconds(runs)]
-                    )
+                    rows.append([data, model, method, str(len(runs)), *_errors(runs, against)])
     return rows
 
 
@@ -110,11 +106,9 @@ def _auto_against(
         name = rival(methods)
         if name is not None and "auto" in methods:
             before, runs = methods[name], methods["auto"]
-            rows.append([data, model, name, *_errors(before, (None, None)), _seconds(before)])
-            rows.append(["", "", "auto", *_errors(runs, changes(runs, before)), _seconds(runs)])
-    return markdown_table(
-        ("data", "model", "method", E, CHANGE, F, CHANGE, "training, s"), rows, left=(0, 1, 2)
-    )
+            rows.append([data, model, name, *_errors(before, (None, None))])
+            rows.append(["", "", "auto", *_errors(runs, changes(runs, before))])
+    return markdown_table(("data", "model", "method", E, CHANGE, F, CHANGE), rows, left=(0, 1, 2))
 
 
 def further_tests(results: Results, pattern: str = "*") -> str:
@@ -277,13 +271,9 @@ def _spread(runs: Sequence[Run], error: str) -> str:
     return mean_and_spread(list(by_seed(runs, error).values()), 2)
 
 
-def _seconds(runs: Sequence[Run]) -> str:
-    return f"{np.mean([run['train_seconds'] for run in runs]):.0f}"
-
-
-def _step(runs: Sequence[Run]) -> float:
-    """Seconds of a training step, validations included; the fastest run, since other work only adds to it."""
-    return min(run["train_seconds"] / run["steps"] for run in runs)
+def _step(runs: Sequence[Run]) -> float | None:
+    """Seconds of a training step, where it was measured."""
+    return runs[0].get("step_seconds")
 
 
 def _test_errors(runs: Sequence[Run], name: str) -> str:

@@ -192,6 +192,7 @@ def test_a_recipe_from_end_to_end(tiny_data, tmp_path):
     assert cost.returncode == 0, cost.stdout + cost.stderr
     results = json.loads((out / "results.json").read_text())
     assert all(run["cost"]["seconds"] > 0 and run["cost"]["ns_per_day"] > 0 for run in results["runs"])
+    assert all(0 < run["step_seconds"] < 5 for run in results["runs"])
     other = subprocess.run([*command[:-1], "5"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert other.returncode == 2
     assert "other settings" in other.stderr

@@ -8,6 +8,7 @@ import helpers_results
 import numpy as np
 import pytest
 from helpers_results import made_up_run, results
+from recipes.cost import fastest
 from recipes.results_figures import draw_all, pareto_front
 from recipes.results_file import best_baseline, families, grouped, read_results, size_families
 from recipes.results_tables import TABLES, fill
@@ -72,7 +73,7 @@ def test_comparison_table_holds_what_the_runs_say():
     runs = [made_up_run("d", "m", "baseline", seed, 6.0 + seed, 4.0) for seed in range(3)]
     runs += [made_up_run("d", "m", "auto", seed, 3.0 + 0.5 * seed, 4.2) for seed in range(3)]
     rows = TABLES["comparison"](results(runs), "*").splitlines()[2:]
-    assert rows[0] == "| d | m | baseline | 3 | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  | 120 |"
+    assert rows[0] == "| d | m | baseline | 3 | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  |"
     assert rows[1].startswith("| d | m | auto | 3 | 3.50 ± 0.50 | −50.0 % [−68, −32] | 4.20 ± 0.00 | +5.0 % ")
     first = TABLES["short"](results(runs), "*").splitlines()[2]
     assert first == "| baseline | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  |"
@@ -84,6 +85,20 @@ def test_gains_table_keeps_runs_without_force_labels_apart():
     runs = [made_up_run("d", "m", "baseline", 0, 6.0, 4.0), made_up_run("d", "m", "auto", 0, 3.0, 4.2)]
     [row] = TABLES["gains"](results(runs), "*").splitlines()[2:]
     assert row == "| d | m | energies, forces | 1 | 6.00 → 3.00 | −50.0 % | 4.00 → 4.20 | +5.0 % |"
+
+
+def test_cost_table_compares_steps_that_were_measured():
+    row = TABLES["cost"](helpers_results.comparison(), "rmd17_aspirin_100/painn").splitlines()[2]
+    assert row.startswith("| rmd17_aspirin_100 | painn | 34 | 1.32 | 4.0 |")  # baseline_30: 101 s
+    row = TABLES["cost"](results([made_up_run("d", "m", "baseline", 0, 6.0, 4.0)]), "*").splitlines()[2]
+    assert row == "| d | m |  |  |  |  |"
+
+
+def test_the_fastest_stretch_counts_and_the_start_does_not():
+    step = np.arange(0, 181, 20)
+    seconds = 0.1 * step + np.where(step > 100, 5.0, 0.0)  # a pause of 5 s after step 100
+    seconds[step < 60] *= 0.01
+    assert fastest(step, seconds) == pytest.approx(0.1)
 
 
 def test_equal_time_table_compares_with_the_longer_baseline_only():
@@ -188,7 +203,7 @@ def test_mistakes_in_a_page_are_sentences(tmp_path):
         ("comparison", {"heat_map", "cost"}),
         ("learning_curve", {"heat_map", "learning_curves"}),
         ("grid", {"sensitivity"}),
-        ("extrapolation", {"heat_map", "cost", "temperatures"}),
+        ("extrapolation", {"heat_map", "temperatures"}),
     ],
 )
 def test_pictures_are_drawn_where_there_are_numbers(name, pictures, tmp_path):
