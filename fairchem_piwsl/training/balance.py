@@ -95,11 +95,7 @@ def norm_of_sum(products: Tensor, weights: Sequence[float]) -> float:
 
 
 class GeometricMean:
-    """Running geometric mean of positive numbers: of all at first, later one that forgets with `window` values.
-
-    A value below a tenth of the mean starts it anew. While a gradient grows faster than a mean of past weights can
-    follow (20 times within 120 steps: small eSCN and Equiformer v2, early), its term would rule the run.
-    """
+    """Running geometric mean of positive numbers: of all at first, later one that forgets with `window` values."""
 
     def __init__(self, window: int = 5) -> None:
         self.window = window
@@ -114,7 +110,7 @@ class GeometricMean:
     def add(self, value: float) -> None:
         """Take a number into account; 0 (a batch without that label) and what is not finite are left out."""
         if math.isfinite(value) and value > 0:
-            self.count = 1 if value < self.value / 10 else self.count + 1
+            self.count += 1
             self.log += (math.log(value) - self.log) / min(self.count, self.window)
 
 

@@ -166,17 +166,6 @@ def test_geometric_mean():
     assert mean.value == pytest.approx(7)
 
 
-def test_geometric_mean_starts_anew_where_a_gradient_outruns_it():
-    mean = GeometricMean()
-    for value in (1.0, 100.0, 2.0):  # a rise, however large, is averaged
-        mean.add(value)
-    before = mean.value
-    mean.add(before / 9)
-    assert mean.count == 4
-    mean.add(mean.value / 11)
-    assert (mean.count, mean.value) == (1, pytest.approx(before * 9 ** (-1 / 4) / 11))
-
-
 def test_state_goes_on_exactly():
     terms, theta = toy()
     one, two = GradientBalance(1.0, 0.3), GradientBalance(1.0, 0.3)
