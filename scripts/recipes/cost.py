@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -19,6 +18,7 @@ from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.files import read_json, write_json
 from fairchem_piwsl.report.curves import read_curves
 from recipes.compare import train
+from recipes.scale import schedule
 
 BLOCKS, PREDICTIONS, WARMUP = 5, 10, 3
 MD_STEPS, TIMESTEP_FS = 200, 0.5
@@ -80,10 +80,9 @@ def step_cost(config_file: Path, path: Path, cpu: bool = True) -> float:
     """
     if not path.exists():
         config = read_yaml(config_file, "config")
-        epoch = math.ceil(
-            number_of_structures(config["dataset"]["train"]["src"]) / config["optim"]["batch_size"]
-        )
-        arguments = [f"--optim.max_epochs={math.ceil(TRAINED / epoch)}"]
+        structures = number_of_structures(config["dataset"]["train"]["src"])
+        short = schedule(TRAINED, structures, config["optim"]["batch_size"], validations=1)
+        arguments = [f"--optim.max_epochs={short['max_epochs']}"]
         if get_value(config, "optim.piwsl.start_step"):
             arguments.append("--optim.piwsl.start_step=0")
         with tempfile.TemporaryDirectory() as folder, Progress() as progress:

@@ -61,12 +61,9 @@ def gains(results: Results, pattern: str = "*") -> str:
             if best is not None and auto is not None:
                 before, after = family[best], family[auto]
                 labels = "energies" if auto.startswith(ENERGIES_ONLY) else "energies, forces"
-                cells = [
-                    cell
-                    for error, change in zip((ENERGY, FORCES), changes(after, before), strict=True)
-                    for cell in (f"{_spread(before, error)} → {_spread(after, error)}", _percent(change))
-                ]
-                rows.append([data, model, labels, str(len(after)), *cells])
+                energy, forces = (_percent(change) for change in changes(after, before))
+                errors = [_from_to(before, after, ENERGY), energy, _from_to(before, after, FORCES), forces]
+                rows.append([data, model, labels, str(len(after)), *errors])
     return markdown_table(("data", "model", "labels", "seeds", E, CHANGE, F, CHANGE), rows, left=(0, 1, 2))
 
 
@@ -209,7 +206,7 @@ def change(results: Results, place: str, method: str, error: str) -> str:
         )
     key = ENERGY if error == "energy" else FORCES
     difference = paired_change(by_seed(family[method], key), by_seed(family[best], key))
-    return f"{_spread(family[best], key)} → {_spread(family[method], key)}: {_percent(difference)}"
+    return f"{_from_to(family[best], family[method], key)}: {_percent(difference)}"
 
 
 def fill(page: str, read: Callable[[str], Results]) -> str:
@@ -274,6 +271,10 @@ def _spread(runs: Sequence[Run], error: str) -> str:
 def _step(runs: Sequence[Run]) -> float | None:
     """Seconds of a training step, where it was measured."""
     return runs[0].get("step_seconds")
+
+
+def _from_to(before: Sequence[Run], after: Sequence[Run], error: str) -> str:
+    return f"{_spread(before, error)} → {_spread(after, error)}"
 
 
 def _test_errors(runs: Sequence[Run], name: str) -> str:
