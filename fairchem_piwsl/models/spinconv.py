@@ -30,6 +30,7 @@ from fairchem_piwsl.models.spinconv_geometry import (
     incoming_edges,
     nearest_pairs,
     random_rotations,
+    rows,
     views_along_axes,
 )
 from fairchem_piwsl.models.spinconv_layers import (
@@ -182,7 +183,7 @@ class SpinConv(nn.Module, GraphModelMixin):
             seen = torch.einsum("nvij,ndj->ndvi", views, unit[incoming])
             mask = mask[:, :, None].expand(-1, -1, views.shape[1])
             weights = splat_spectrum(seen, mask, self.n_lat, self.n_long).view(n_atoms, n_neighbours, -1)
-        along = self.force_output_block(weights, messages[incoming], number).view(n_atoms, -1, 3)
+        along = self.force_output_block(weights, rows(messages, incoming), number).view(n_atoms, -1, 3)
         return torch.einsum("nrij,nri->nj", rotation, along) / self.num_rand_rotations
 
 

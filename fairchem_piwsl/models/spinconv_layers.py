@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fairchem_piwsl.models.sphere import circular_convolution
+from fairchem_piwsl.models.spinconv_geometry import rows
 
 N_MIXED = 8  # weight matrices that an EmbeddingBlock mixes by element pair
 CHANNELS_PER_GROUP = 8
@@ -121,7 +122,7 @@ class MessageBlock(nn.Module):
         elements: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Messages `[E, C]` -> `[E, C]`; neighbours `[E, D]` are the edges on each edge's sphere."""
-        x = self.spinconvblock(weights, messages[neighbours])
+        x = self.spinconvblock(weights, rows(messages, neighbours))
         x = self.embeddingblock1(x, *elements)
         x = x + self.distfc2(F.silu(self.distfc1(x_dist)))
         return self.embeddingblock2(F.silu(x), *elements)

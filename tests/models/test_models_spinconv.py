@@ -17,7 +17,7 @@ from helpers_spinconv import StraightforwardSpinConv
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.sphere import circular_convolution, fourier_tables, sphere_coordinates
 from fairchem_piwsl.models.spinconv import SpinConv
-from fairchem_piwsl.models.spinconv_geometry import nearest_pairs, random_rotations
+from fairchem_piwsl.models.spinconv_geometry import nearest_pairs, random_rotations, rows
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "spinconv_reference.npz")
 
@@ -138,6 +138,16 @@ def test_rotations_are_rotations():
     identity = torch.eye(3, dtype=torch.float64).expand_as(rotation)
     torch.testing.assert_close(rotation @ rotation.mT, identity)
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(50, 3, dtype=torch.float64))
+
+
+def test_rows_and_their_derivatives_are_those_of_indexing():
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[4, 0, 0], [1, 4, 0]])
+    assert torch.equal(rows(x, index), x[index])
+    factors = torch.arange(1.0, 7.0, dtype=torch.float64).view(2, 3, 1)
+    ours, torchs = (torch.autograd.grad((y * factors).sum(), x)[0] for y in (rows(x, index), x[index]))
+    torch.testing.assert_close(ours, torchs)
+    assert torch.autograd.gradgradcheck(lambda x: rows(x, index).pow(3), (x,))
 
 
 def test_pairs_stay_where_they_are_near_for_either_end():
