@@ -57,7 +57,7 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
         cpu: use the CPU although there is a GPU.
 
     Returns:
-        `variants` (name -> median seconds, peak_bytes), `ratios` (name -> median, lower and upper quartile
+        `variants` (name -> seconds, peak_bytes, on a GPU kernel_seconds), `ratios` (name -> median, lower and upper quartile
         over rounds), the medians of the three main ratios at the top level, and what was measured on.
     """
     check_config(config)
@@ -87,10 +87,10 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
         "variants": {
             name: {
                 "seconds": _spread(seconds),
-                "peak_bytes": peak,
                 "over_baseline": ratio(name, "baseline"),
+                **once,
             }
-            for name, (seconds, peak) in measured.items()
+            for name, (seconds, once) in measured.items()
         },
         "ratios": ratios,
         **{name: ratio["median"] for name, ratio in ratios.items()},
@@ -104,6 +104,7 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     # without their schedule, which would leave the measured steps without weak terms, and the balance, which needs data
     off = ("start_step", "ramp_steps", "weak_share", "energy_share")
     config["optim"]["piwsl"] |= {**dict.fromkeys(off, 0), "every_n_steps": 1}
+    config["optim"]["scheduler"] = "Null"  # no part of a step, and one kind asks for validation data
     piwsl = _trainer(PIWSLForcesTrainer, config, folder, cpu)
     batch = next(iter(piwsl.train_loader)).to(piwsl.device)
     # the other trainers need no data set, and LMDB opens a file only once in a process
@@ -144,15 +145,20 @@ def _trainer(
     )
 
 
-def _measure(variants: Mapping[str, Variant], rounds: int, warmup: int) -> dict[str, tuple[list[float], int]]:
-    """Seconds of every step of each variant, and the peak of its tensors' memory in bytes."""
+def _measure(
+    variants: Mapping[str, Variant], rounds: int, warmup: int
+) -> dict[str, tuple[list[float], dict[str, float]]]:
+    """Seconds of every step of each variant, and what one further step says of its memory and its kernels."""
     from rich.progress import track
 
     device = variants["piwsl"].trainer.device
     for variant in variants.values():
         for _ in range(warmup):
             variant.step()
-    peaks = {name: _peak_bytes(variant.step, device) for name, variant in variants.items()}
+    once = {
+        name: {"peak_bytes": _peak_bytes(variant.step, device), **_kernel_seconds(variant.step, device)}
+        for name, variant in variants.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in track(range(rounds), description="measuring"):
         for name, variant in variants.items():
@@ -161,7 +167,7 @@ def _measure(variants: Mapping[str, Variant], rounds: int, warmup: int) -> dict[
             variant.step()
             _wait(device)
             seconds[name].append(time.perf_counter() - start)
-    return {name: (seconds[name], peaks[name]) for name in variants}
+    return {name: (seconds[name], once[name]) for name in variants}
 
 
 def _peak_bytes(step: Callable[[], None], device: torch.device) -> int:
@@ -181,6 +187,19 @@ def _peak_bytes(step: Callable[[], None], device: torch.device) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def _kernel_seconds(step: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Sum over the GPU's kernels in a step; for the rest of the step the GPU waits for the CPU to start them."""
+    if device.type != "cuda":
+        return {}
+    with torch.profiler.profile() as profile:
+        step()
+        _wait(device)
+    events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    # a range that the optimizer names on the GPU's time line, besides the kernels in it
+    kernels = [e.device_time for e in events if not e.name.startswith("Optimizer.step")]
+    return {"kernel_seconds": sum(kernels) / 1e6}
 
 
 def _wait(device: torch.device) -> None:
@@ -208,15 +227,16 @@ def render(result: Mapping[str, Any]) -> Any:
         f"{result['configurations']} configurations; {result['device']}",
         caption=f"medians over {result['rounds']} rounds, [quartiles]",
     )
-    for heading in ("step", "ms", "over baseline", "peak memory, MB"):
+    for heading in ("step", "ms", "GPU busy, ms", "over baseline", "peak memory, MB"):
         table.add_column(heading, justify="left" if heading == "step" else "right")
     for name, variant in result["variants"].items():
         ms = f"{1e3 * variant['seconds']['median']:.1f}"
+        kernels = f"{1e3 * variant['kernel_seconds']:.1f}" if "kernel_seconds" in variant else ""
         memory = f"{variant['peak_bytes'] / 1e6:.0f}"
-        table.add_row(name, ms, _with_quartiles(variant["over_baseline"], 2), memory)
+        table.add_row(name, ms, kernels, _with_quartiles(variant["over_baseline"], 2), memory)
     table.add_section()
     main = result["ratios"]["piwsl_over_enlarged_batch"]
-    table.add_row("piwsl over enlarged batch", "", _with_quartiles(main, 3), "")
+    table.add_row("piwsl over enlarged batch", "", "", _with_quartiles(main, 3), "")
     return table
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.training.bench import _variants, bench
+from fairchem_piwsl.training.bench import _kernel_seconds, _variants, bench
 
 BOTH = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.02}
 
@@ -50,6 +52,16 @@ def test_variants_make_the_steps_they_are_named_after(tiny_data, tmp_path, piwsl
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 
+def test_a_learning_rate_that_follows_the_validation_error(tiny_data, tmp_path):
+    """The variants have no validation data, which this scheduler asks for."""
+    config = _config(tiny_data, tmp_path, BOTH)
+    validation = tmp_path / "val.lmdb"
+    validation.write_bytes(Path(config["dataset"]["train"]["src"]).read_bytes())
+    config["dataset"]["val"] = {"src": str(validation)}
+    config["optim"] |= {"scheduler": "ReduceLROnPlateau", "mode": "min", "factor": 0.8, "patience": 3}
+    assert bench(config, rounds=2, warmup=1, cpu=True)["configurations"] == 3
+
+
 def test_schedule_does_not_hide_the_weak_terms(tiny_data, tmp_path):
     """A few steps of a run that starts them later would be plain ones, and the ratio 1."""
     late = {**BOTH, "start_step": 500, "ramp_steps": 100, "every_n_steps": 4}
@@ -74,6 +86,23 @@ def test_ratios_are_of_steps_in_the_same_round(tiny_data, tmp_path):
         assert 0 < ratio["lower_quartile"] <= ratio["median"] <= ratio["upper_quartile"]
     peaks = {name: variant["peak_bytes"] for name, variant in result["variants"].items()}
     assert peaks["enlarged batch"] > 2 * peaks["baseline"] > 0
+
+
+def test_kernels_are_the_gpus_without_the_range_around_the_optimizers(monkeypatch):
+    class Profile(contextlib.ExitStack):
+        def events(self):
+            gpu, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+            rows = [("gemm", gpu, 2000.0), ("adam", gpu, 500.0), ("Optimizer.step#AdamW.step", gpu, 600.0)]
+            rows.append(("aten::mm", cpu, 2000.0))
+            return [SimpleNamespace(name=n, device_type=d, device_time=t) for n, d, t in rows]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    steps: list[int] = []
+    kernels = _kernel_seconds(lambda: steps.append(1), torch.device("cuda"))
+    assert kernels == {"kernel_seconds": pytest.approx(0.0025)}
+    assert steps == [1]
+    assert _kernel_seconds(lambda: steps.append(2), torch.device("cpu")) == {}
 
 
 def test_command_writes_json(tiny_data, tmp_path):
