@@ -94,6 +94,22 @@ def test_cost_table_compares_steps_that_were_measured():
     assert row == "| d | m |  |  |  |  |"
 
 
+def test_steps_table_has_kernels_where_there_is_a_gpu():
+    variant = {"seconds": {"median": 0.04}, "peak_bytes": 1.1e9, "kernel_seconds": 0.01}
+    spread = {"median": 1.2, "lower_quartile": 1.1, "upper_quartile": 1.3}
+    names = ("piwsl_over_baseline", "three_calls_over_baseline", "piwsl_over_enlarged_batch")
+    run = {
+        **{"data": "d", "model": "m", "configurations": 3, "structures": 16},
+        "variants": {"baseline": variant, "piwsl": variant | {"kernel_seconds": 0.022}},
+        "ratios": {name: spread | {"median": 1.2 + i} for i, name in enumerate(names)},
+    }
+    row = TABLES["steps"](results([run]), "d/*").splitlines()[2]
+    ratios = "1.20 [1.10, 1.30] | 2.20 [1.10, 1.30] | 3.20 [1.10, 1.30]"
+    assert row == f"| m | 3 × 16 | 40 | {ratios} | 10 → 22 | 1.1 → 1.1 |"
+    del run["variants"]["baseline"]["kernel_seconds"], run["variants"]["piwsl"]["kernel_seconds"]
+    assert "| 3.20 [1.10, 1.30] |  |" in TABLES["steps"](results([run]), "*")
+
+
 def test_the_fastest_stretch_counts_and_the_start_does_not():
     step = np.arange(0, 181, 20)
     seconds = 0.1 * step + np.where(step > 100, 5.0, 0.0)  # a pause of 5 s after step 100
