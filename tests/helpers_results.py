@@ -97,7 +97,7 @@ def grid() -> dict[str, Any]:
             made_up_run(data, "painn", f"pitc_{k}_{c}_{eps}", 0, energy, 4 + 0.1 * c * eps, settings=settings)
         )
     for data in ("rmd17_aspirin_100", "small_molecules_900"):
-        decided = {"weight_pitc": 4.0, "eps_max": 0.08}
+        decided = {"weight_pitc": 12.0, "eps_max": 0.08, "every_n_steps": 3}
         runs.append(made_up_run(data, "painn", "auto", 0, 2.9, 4.1, decided=decided))
     return results(runs)
 

@@ -93,14 +93,14 @@ def _further(tests: Mapping[str, Path]) -> dict[str, dict[str, float]]:
 
 
 def _decided(folder: Path, config: Mapping[str, Any]) -> dict[str, float]:
-    """The last value of each weight and norm and the displacement, for methods whose weights set themselves."""
+    """The last value of each weight and norm, and fixed settings, for methods whose weights set themselves."""
     if not get_value(config, "optim.piwsl.auto"):
         return {}
-    eps_max = PIWSLSettings.from_config(config["optim"]["piwsl"]).eps_max
+    own = PIWSLSettings.from_config(config["optim"]["piwsl"])
     curves = read_curves(next((folder / "logs" / "tensorboard").iterdir()))
     found = {tag: curve for tag, curve in curves.items() if tag.startswith(DECIDED)}
     last = {tag.removeprefix("train/"): float(curve.value[-1]) for tag, curve in found.items()}
-    return {"eps_max": eps_max, **last}
+    return {"eps_max": own.eps_max, "every_n_steps": own.every_n_steps, **last}
 
 
 def cost_file(run: PlannedRun, out: Path) -> Path:

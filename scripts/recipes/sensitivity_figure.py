@@ -46,10 +46,15 @@ def sensitivity(results: Mapping[str, Any], path: Path) -> Path | None:
 
 
 def _chosen(results: Mapping[str, Any], data: str) -> tuple[float, float] | None:
-    """Weight and displacement (Angstrom) that `auto` had at its end, in the mean over logarithms and seeds."""
-    decided = [run.get("decided", {}) for run in results["runs"] if run["data"] == data]
+    """Weight and displacement (Angstrom) that `auto` had at its end, in the mean over logarithms and seeds.
+
+    The weight is that of a step: `auto` has a larger one in every n-th, the runs of the grid have theirs in each.
+    """
+    decided = [run["decided"] for run in results["runs"] if run["data"] == data and "decided" in run]
     points = [
-        [one["weight_pitc"], one["eps_max"]] for one in decided if {"weight_pitc", "eps_max"} <= one.keys()
+        [one["weight_pitc"] / one.get("every_n_steps", 1), one["eps_max"]]
+        for one in decided
+        if "weight_pitc" in one
     ]
     if not points or not np.all(np.array(points) > 0):
         return None

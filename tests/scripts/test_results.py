@@ -12,7 +12,7 @@ from recipes.cost import fastest
 from recipes.results_figures import draw_all, pareto_front
 from recipes.results_file import best_baseline, families, grouped, read_results, size_families
 from recipes.results_tables import TABLES, fill
-from recipes.sensitivity_figure import _position
+from recipes.sensitivity_figure import _chosen, _position
 from scipy import stats
 
 from fairchem_piwsl.errors import UserError
@@ -240,6 +240,11 @@ def test_pareto_front_is_what_no_other_point_beats():
     best = [p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)]
     assert pareto_front(points) == sorted(best)
     assert pareto_front([(1.0, 2.0), (1.0, 1.0), (2.0, 1.0)]) == [(1.0, 1.0)]
+
+
+def test_point_of_auto_on_the_grid_has_the_weight_of_a_step():
+    assert _chosen(helpers_results.grid(), "rmd17_aspirin_100") == pytest.approx((4.0, 0.08))
+    assert _chosen(helpers_results.comparison(), "rmd17_aspirin_100") is None
 
 
 @pytest.mark.parametrize(
