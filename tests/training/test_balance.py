@@ -153,6 +153,23 @@ def test_term_without_gradient_is_left_out():
     }
 
 
+@pytest.mark.parametrize(("size", "followed"), [(0.1, True), (1e-3, False)])
+def test_gradients_that_vanish_leave_the_weights_as_they_are(size, followed):
+    """An output has gone constant: larger weights would ruin the model when its gradient comes back."""
+    terms, theta = toy()
+    balance = GradientBalance(1.0, 0.3)
+    for _ in range(6):
+        balance.measure(terms, [theta])
+    before = [term.weight for term in balance(terms)]
+    smaller, theta = toy(energy=size, weak=size)
+    for _ in range(100):
+        balance.measure(smaller, [theta])
+    after = [term.weight for term in balance(terms)]
+    assert after[1] == before[1]
+    expected = [weight / size if followed else weight for weight in (before[0], before[2])]
+    assert [after[0], after[2]] == pytest.approx(expected, rel=1e-3)
+
+
 def test_geometric_mean():
     mean = GeometricMean(window=3)
     for value in (1.0, 100.0):
