@@ -23,6 +23,9 @@ AUTO: dict[str, Any] = {
     "every_n_steps": 3,
     "ramp_steps": 1000,
 }
+#: `optim.clip_grad_norm` of `auto` where a config has none: that of the paper's PaiNN. The gradient of a displaced
+#: structure can be many times the usual one, and a few such steps ruined a SpinConv that was trained without a limit.
+CLIP_GRAD_NORM = 10
 #: Weights of the weak terms.
 WEIGHTS = ("c_pitc", "c_pisc", "c_wl")
 #: Weak steps from one measurement of the gradients to the next.

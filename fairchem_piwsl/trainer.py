@@ -17,7 +17,7 @@ from fairchem_piwsl import losses
 from fairchem_piwsl.datasets.splits import evenly
 from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
-from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.settings import CLIP_GRAD_NORM, PIWSLSettings
 from fairchem_piwsl.training import metrics
 from fairchem_piwsl.training.balance import GradientBalance, bounded, share_of_energies
 from fairchem_piwsl.training.consistent_forces import forces_are_gradients
@@ -135,6 +135,9 @@ class PIWSLForcesTrainer(S2EFTrainer):
                 "nothing to teach it; they are off, and the weights are those of loss_functions."
             )
             self.piwsl = self.piwsl.without_weak_terms()
+        if self.piwsl.auto and self.piwsl.balances and self.config["optim"].get("clip_grad_norm") is None:
+            logging.info(f"optim.clip_grad_norm: {CLIP_GRAD_NORM}, since auto needs one and none is set")
+            self.clip_grad_norm = CLIP_GRAD_NORM
         super().train(disable_eval_tqdm)
         if self.piwsl.balances:
             logging.info(f"weights at the end, from the norms of gradients: {self._balance}")

@@ -12,7 +12,7 @@ from helpers_trainer import first_batch, forward_and_loss, logged, trainer_at_st
 from test_trainer_resume import checkpoint, trained
 from torch import Tensor
 
-from fairchem_piwsl.settings import AUTO, PIWSLSettings
+from fairchem_piwsl.settings import AUTO, CLIP_GRAD_NORM, PIWSLSettings
 from fairchem_piwsl.training.balance import (
     GeometricMean,
     GradientBalance,
@@ -354,6 +354,24 @@ def test_weights_are_in_the_log_and_at_the_end(tiny_data, tmp_path, caplog, meas
         values = logged(trainer, "train", name)
         assert len(values) == trainer.step - (2 if name.startswith("gradient") else 0)
         assert min(values) > 0
+
+
+@pytest.mark.parametrize(
+    ("piwsl", "set_by_hand", "limit"),
+    [
+        ({"auto": True}, {}, CLIP_GRAD_NORM),
+        ({"auto": True}, {"clip_grad_norm": 3}, 3),
+        ({"auto": True}, {"clip_grad_norm": 0}, 0),
+        ({"c_pitc": 1.0}, {}, None),
+    ],
+)
+def test_auto_limits_the_gradient_where_a_config_does_not(tiny_data, tmp_path, piwsl, set_by_hand, limit):
+    config = make_config(tiny_data, tmp_path, piwsl=piwsl, max_epochs=1)
+    del config["optim"]["clip_grad_norm"]
+    config["optim"] |= set_by_hand
+    trainer = make_trainer(config)
+    trainer.train(disable_eval_tqdm=True)
+    assert trainer.clip_grad_norm == limit
 
 
 @pytest.mark.parametrize("without", ["forces", "energy"])
