@@ -13,6 +13,8 @@ from fairchem_piwsl.report import figures
 from recipes.results_file import ENERGY, FORCES, Run, grouped
 
 AXES = ("c_pitc", "eps_max")
+#: weights and displacements of a data set's runs
+Ticks = tuple[list[float], list[float]]
 TITLES = {ENERGY: "energy RMSE, kcal/mol", FORCES: "forces RMSE, kcal/mol/Å"}
 
 
@@ -32,15 +34,21 @@ def sensitivity(results: Mapping[str, Any], path: Path) -> Path | None:
     with figures.figure(1 + 4.6 * 2 * len(orders), 0.8 + 3.3 * len(found)) as fig:
         grid = fig.subplots(len(found), 2 * len(orders), squeeze=False)
         for row, (data, runs) in zip(grid, found.items(), strict=True):
-            chosen = _chosen(results, data)
+            chosen, ticks = _chosen(results, data), _ticks(runs)
             for number, error in enumerate((ENERGY, FORCES)):
                 values = [run["errors"][error] for run in runs]
                 lowest = min(values)
                 for column, k in enumerate(orders):
                     members = [run for run in runs if run["settings"].get("k_2nd", 0.0) == k]
                     axes = row[number * len(orders) + column]
-                    _panel(axes, members, error, (lowest, max(1.1 * lowest, float(np.quantile(values, 0.9)))))
-                    _mark(axes, members, chosen if k == orders[-1] else None)
+                    _panel(
+                        axes,
+                        members,
+                        ticks,
+                        error,
+                        (lowest, max(1.1 * lowest, float(np.quantile(values, 0.9)))),
+                    )
+                    _mark(axes, ticks, chosen if k == orders[-1] else None)
                     axes.set_title(f"{data.replace('_', ' ')}, k = {k:g}\n{TITLES[error]}")
         return figures.save(fig, path)
 
@@ -62,8 +70,8 @@ def _chosen(results: Mapping[str, Any], data: str) -> tuple[float, float] | None
     return float(weight), float(eps)
 
 
-def _panel(axes: Axes, runs: Sequence[Run], error: str, limits: tuple[float, float]) -> None:
-    weights, steps = _ticks(runs)
+def _panel(axes: Axes, runs: Sequence[Run], ticks: Ticks, error: str, limits: tuple[float, float]) -> None:
+    weights, steps = ticks
     table = np.full((len(weights), len(steps)), np.nan)
     for run in runs:
         c, eps = (run["settings"][name] for name in AXES)
@@ -88,19 +96,18 @@ def _panel(axes: Axes, runs: Sequence[Run], error: str, limits: tuple[float, flo
     axes.grid(False)
 
 
-def _ticks(runs: Sequence[Run]) -> tuple[list[float], list[float]]:
+def _ticks(runs: Sequence[Run]) -> Ticks:
     weights, steps = (sorted({run["settings"][name] for run in runs}) for name in AXES)
     return weights, steps
 
 
-def _mark(axes: Axes, runs: Sequence[Run], chosen: tuple[float, float] | None) -> None:
+def _mark(axes: Axes, ticks: Ticks, chosen: tuple[float, float] | None) -> None:
     """A star between the cells of the grid, whose settings are about evenly spaced in their logarithms."""
     if chosen is None:
         return
-    weights, steps = _ticks(runs)
     y, x = (
-        float(np.clip(_position(value, ticks), -0.5, len(ticks) - 0.5))
-        for value, ticks in zip(chosen, (weights, steps), strict=True)
+        float(np.clip(_position(value, along), -0.5, len(along) - 0.5))
+        for value, along in zip(chosen, ticks, strict=True)
     )
     look: Any = {"markerfacecolor": "none", "markeredgecolor": figures.colour(1), "markeredgewidth": 1.8}
     axes.plot(x, y, "*", markersize=24, clip_on=False, **look)
