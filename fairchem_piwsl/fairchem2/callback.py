@@ -14,7 +14,7 @@ from fairchem_piwsl.fairchem2.run_checks import BLOCK, applicable, check_setting
 from fairchem_piwsl.fairchem2.weak_forward import WeakForward
 from fairchem_piwsl.fairchem2.weighted_tasks import WeightedTasks, balance_of
 from fairchem_piwsl.perturbations import step_generator
-from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.settings import CLIP_GRAD_NORM, PIWSLSettings
 
 
 class PIWSLCallback(Callback):
@@ -49,6 +49,12 @@ class PIWSLCallback(Callback):
             self._undo.callback(model.register_forward_hook(self._tasks.weigh).remove)
         if s.balances:
             self._tasks.save_with(unit)
+        if s.auto and s.balances and unit.clip_grad_norm is None:
+            logging.info(
+                f"PIWSL: clip_grad_norm {CLIP_GRAD_NORM}, since auto needs one and the unit has none"
+            )
+            self._undo.callback(setattr, unit, "clip_grad_norm", None)
+            unit.clip_grad_norm = CLIP_GRAD_NORM
 
     def on_train_step_start(self, state: State, unit: Any) -> None:
         """Say which step this is, and the unit which tasks the step has."""

@@ -16,6 +16,7 @@ from torchtnt.framework.callback import Callback
 
 from fairchem_piwsl.fairchem2 import PIWSLCallback, weak_forward
 from fairchem_piwsl.fairchem2.weighted_tasks import STATE
+from fairchem_piwsl.settings import CLIP_GRAD_NORM
 
 AUTO = dict(auto=True, every_n_steps=1, eps_max=0.05, ramp_steps=0)
 
@@ -69,6 +70,19 @@ def test_weights_by_hand_grow_with_the_ramp() -> None:
         plain | {"piwsl_pitc": 1.5, "piwsl_pisc": 0.375},
     ]
     assert [task.loss_fn.coefficient for task in unit.tasks] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("own", "limit"), [(None, CLIP_GRAD_NORM), (3.0, 3.0)])
+def test_auto_limits_the_gradient_where_the_unit_does_not(own: float | None, limit: float) -> None:
+    unit, seen = helpers.unit(helpers.model(), clip_grad_norm=own), []
+
+    class Limit(Callback):
+        def on_train_step_end(self, state: Any, unit: Any) -> None:
+            seen.append(unit.clip_grad_norm)
+
+    helpers.fit(unit, [helpers.batch()] * 2, [PIWSLCallback(**AUTO), Limit()])
+    assert seen == [limit, limit]
+    assert unit.clip_grad_norm == own
 
 
 def test_norms_are_the_set_multiples() -> None:
