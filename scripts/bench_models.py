@@ -32,12 +32,12 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="the CPU, although there is a GPU")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "step_times.json")
     args = parser.parse_args()
+    title = "Seconds of a training step at the paper's size"
     runs: list[dict[str, Any]] = []
+    results = {"recipe": args.out.stem, "title": title, "torch": torch.__version__, "runs": runs}
     for batch in args.batches:
         for model in args.models:
             runs.append(measure(model, batch, args))
-            title = "Seconds of a training step at the paper's size"
-            results = {"recipe": args.out.stem, "title": title, "torch": torch.__version__, "runs": runs}
             write_json(args.out, results)
 
 

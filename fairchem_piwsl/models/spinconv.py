@@ -154,7 +154,7 @@ class SpinConv(nn.Module, GraphModelMixin):
             frames = edge_frames(
                 graph.edge_distance_vec, graph.edge_distance, target, len(number), self.cutoff
             )
-            seen = torch.einsum("eij,edj->edi", frames, unit[on_sphere])
+            seen = torch.einsum("eij,edj->edi", frames, rows(unit, on_sphere))
             weights = splat_spectrum(seen, mask[source], self.n_lat, self.n_long)
 
         x_dist = self.dist_block(graph.edge_distance, *elements)

@@ -57,8 +57,8 @@ def bench(config: Mapping[str, Any], rounds: int = 20, warmup: int = 3, cpu: boo
         cpu: use the CPU although there is a GPU.
 
     Returns:
-        `variants` (name -> seconds, peak_bytes, on a GPU kernel_seconds), `ratios` (name -> median, lower and upper quartile
-        over rounds), the medians of the three main ratios at the top level, and what was measured on.
+        `variants` (name -> seconds, peak_bytes, on a GPU kernel_seconds), `ratios` (name -> median, lower and upper
+        quartile over rounds), the medians of the three main ratios at the top level, and what was measured on.
     """
     check_config(config)
     if not PIWSLSettings.from_config(config["optim"].get("piwsl")).weak:

@@ -45,10 +45,14 @@ def grouped(results: Mapping[str, Any], pattern: str = "*") -> Groups:
         pattern: shell pattern of `<data set>/<model>`.
     """
     found: Groups = {}
-    for run in results["runs"]:
-        if fnmatch(f"{run['data']}/{run['model']}", pattern):
-            found.setdefault((run["data"], run["model"]), {}).setdefault(run["method"], []).append(run)
+    for run in matching(results, pattern):
+        found.setdefault((run["data"], run["model"]), {}).setdefault(run["method"], []).append(run)
     return found
+
+
+def matching(results: Mapping[str, Any], pattern: str) -> list[Run]:
+    """Runs whose `<data set>/<model>` is that of a shell pattern."""
+    return [run for run in results["runs"] if fnmatch(f"{run['data']}/{run['model']}", pattern)]
 
 
 def families(methods: Mapping[str, list[Run]]) -> list[dict[str, list[Run]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatch
 from typing import Any
 
 from fairchem_piwsl.errors import UserError
@@ -21,6 +20,7 @@ from recipes.results_file import (
     families,
     grouped,
     is_longer,
+    matching,
     product_of_errors,
     size_families,
 )
@@ -174,23 +174,17 @@ def cost(results: Results, pattern: str = "*") -> str:
 
 def steps(results: Results, pattern: str = "*") -> str:
     """Seconds of a training step, of `scripts/bench_models.py`: against a plain step and an enlarged batch."""
+    names = ("piwsl_over_baseline", "three_calls_over_baseline", "piwsl_over_enlarged_batch")
+    spread = "{median:.2f} [{lower_quartile:.2f}, {upper_quartile:.2f}]"
     rows = []
-    for run in results["runs"]:
-        if "ratios" in run and fnmatch(f"{run['data']}/{run['model']}", pattern):
-            ratios = [
-                "{median:.2f} [{lower_quartile:.2f}, {upper_quartile:.2f}]".format(**run["ratios"][name])
-                for name in (
-                    "piwsl_over_baseline",
-                    "three_calls_over_baseline",
-                    "piwsl_over_enlarged_batch",
-                )
-            ]
-            plain, ours = run["variants"]["baseline"], run["variants"]["piwsl"]
-            kernels = [f"{1000 * v['kernel_seconds']:.0f}" for v in (plain, ours) if "kernel_seconds" in v]
-            memory = " → ".join(f"{v['peak_bytes'] / 1e9:.1f}" for v in (plain, ours))
-            size = f"{run['configurations']} × {run['structures']}"
-            step = f"{1000 * plain['seconds']['median']:.0f}"
-            rows.append([run["model"], size, step, *ratios, " → ".join(kernels), memory])
+    for run in (run for run in matching(results, pattern) if "ratios" in run):
+        ratios = [spread.format(**run["ratios"][name]) for name in names]
+        plain, ours = run["variants"]["baseline"], run["variants"]["piwsl"]
+        kernels = [f"{1000 * v['kernel_seconds']:.0f}" for v in (plain, ours) if "kernel_seconds" in v]
+        memory = " → ".join(f"{v['peak_bytes'] / 1e9:.1f}" for v in (plain, ours))
+        size = f"{run['configurations']} × {run['structures']}"
+        step = f"{1000 * plain['seconds']['median']:.0f}"
+        rows.append([run["model"], size, step, *ratios, " → ".join(kernels), memory])
     heads = ("plain step, ms", "over plain", "separate calls over plain", "over enlarged batch")
     more = ("GPU busy, ms", "peak memory, GB")
     return markdown_table(("model", "structures", *heads, *more), rows)

@@ -37,17 +37,11 @@ def sensitivity(results: Mapping[str, Any], path: Path) -> Path | None:
             chosen, ticks = _chosen(results, data), _ticks(runs)
             for number, error in enumerate((ENERGY, FORCES)):
                 values = [run["errors"][error] for run in runs]
-                lowest = min(values)
+                limits = min(values), max(1.1 * min(values), float(np.quantile(values, 0.9)))
                 for column, k in enumerate(orders):
                     members = [run for run in runs if run["settings"].get("k_2nd", 0.0) == k]
                     axes = row[number * len(orders) + column]
-                    _panel(
-                        axes,
-                        members,
-                        ticks,
-                        error,
-                        (lowest, max(1.1 * lowest, float(np.quantile(values, 0.9)))),
-                    )
+                    _panel(axes, members, ticks, error, limits)
                     _mark(axes, ticks, chosen if k == orders[-1] else None)
                     axes.set_title(f"{data.replace('_', ' ')}, k = {k:g}\n{TITLES[error]}")
         return figures.save(fig, path)
@@ -60,9 +54,7 @@ def _chosen(results: Mapping[str, Any], data: str) -> tuple[float, float] | None
     """
     decided = [run["decided"] for run in results["runs"] if run["data"] == data and "decided" in run]
     points = [
-        [one["weight_pitc"] / one.get("every_n_steps", 1), one["eps_max"]]
-        for one in decided
-        if "weight_pitc" in one
+        [one["weight_pitc"] / one["every_n_steps"], one["eps_max"]] for one in decided if "weight_pitc" in one
     ]
     if not points or not np.all(np.array(points) > 0):
         return None
