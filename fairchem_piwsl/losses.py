@@ -9,7 +9,7 @@ Points: A is the training structure, C = A + dr, B = A + dr'; dr'' = dr - dr' le
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,6 +29,8 @@ class Prediction:
     energy: Tensor
     #: Forces [N, 3].
     forces: Tensor
+    #: dE/dr [N, 3] with its graph, where it was asked for.
+    gradient: Tensor | None = None
 
 
 def taught_by_labels(prediction: Prediction, labelled: Tensor) -> Prediction:
@@ -38,7 +40,7 @@ def taught_by_labels(prediction: Prediction, labelled: Tensor) -> Prediction:
         labelled: atoms with a force label [N].
     """
     forces = torch.where(labelled[:, None], prediction.forces.detach(), prediction.forces)
-    return Prediction(prediction.energy, forces)
+    return replace(prediction, forces=forces)
 
 
 def point_loss(residual: Tensor, kind: PointLoss, energy: Tensor, displacement_squared: Tensor) -> Tensor:
@@ -81,6 +83,21 @@ def pitc(
 ) -> Tensor:
     """Taylor-expansion consistency l(E_C, T(E_A, F_A, dr)) (Eq. 3), second order for k > 0: `[B]`."""
     return _leg_loss(a, c, dr, batch, k, kind)
+
+
+def pitc_limit(forces: Tensor, gradient: Tensor, batch: Tensor, num_structures: int) -> Tensor:
+    """PITC for displacements that go to zero, in all directions at once: mean of (F + dE/dr)^2 over components, `[B]`.
+
+    A small dr leaves the residual <dr, F + dE/dr>. For independent components of variance s^2 the mean of its square
+    is s^2 |F + dE/dr|^2, whatever k is: one derivative sees what 3N displacements would.
+
+    Args:
+        forces: at A [N, 3].
+        gradient: dE/dr at A [N, 3].
+    """
+    squares = (forces + gradient).square().mean(-1)
+    atoms = segment_sum(torch.ones_like(squares), batch, num_structures)
+    return segment_sum(squares, batch, num_structures) / atoms
 
 
 def pisc(
@@ -141,12 +158,16 @@ def consistency_terms(
 
     Args:
         settings: weights, order, case and point loss.
-        at: predictions at the points `A`, `C` and `B` that the terms need.
+        at: predictions at the points `A`, `C` and `B` that the terms need; at A with its gradient for `eps_max` 0.
         moved: displacements [N, 3] from A: dr at `C`, dr' at `B`.
         batch: structure of each atom [N].
     """
     s = settings
-    if s.c_pitc:
+    if s.differentiates:
+        a = at["A"]
+        assert a.gradient is not None
+        yield "pitc", s.c_pitc, pitc_limit(a.forces, a.gradient, batch, len(a.energy))
+    elif s.c_pitc:
         yield "pitc", s.c_pitc, pitc(at["A"], at["C"], moved["C"], batch, s.k_2nd, s.point_loss)
     if s.c_pisc:
         legs = moved["C"], moved["B"], batch

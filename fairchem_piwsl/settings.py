@@ -15,14 +15,17 @@ EnergyUnit = Literal["eV", "kcal/mol", "kJ/mol", "Hartree"]
 #: What `auto: true` stands for.
 AUTO: dict[str, Any] = {
     "c_pitc": 1.0,
-    "weak_share": 1.0,
+    "weak_share": 0.5,
     "energy_share": None,
-    "k_2nd": 0.5,
-    "eps_max": 0.03,
+    "eps_max": 0.0,
+    # of displacements, where there are any
     "magnitude": "fixed",
+    "k_2nd": 0.5,
     "every_n_steps": 3,
     "ramp_steps": 1000,
 }
+#: `eps_max` of `auto` where the energy cannot be differentiated or a weak term has a weight by hand, Angstrom.
+AUTO_EPS_MAX = 0.03
 #: `optim.clip_grad_norm` of `auto` where a config has none: that of the paper's PaiNN. The gradient of a displaced
 #: structure can be many times the usual one, and a few such steps ruined a SpinConv that was trained without a limit.
 CLIP_GRAD_NORM = 10
@@ -57,6 +60,7 @@ class PIWSLSettings:
     noisy_nodes: bool = False
 
     #: Largest displacement of a component (`uniform`) or of an atom (`sphere`, `adversarial`), Angstrom.
+    #: 0: PITC in the limit of small displacements, all directions at once (`losses.pitc_limit`).
     eps_max: float = 0.01
     #: 0: first order, as in the paper's tables; 0.5: trapezoid rule, exact on a quadratic surface.
     k_2nd: float = 0.0
@@ -110,6 +114,11 @@ class PIWSLSettings:
                 "optim.piwsl.perturbation 'adversarial' needs the errors at the undisplaced structures, "
                 "which noisy_nodes never evaluates; use 'uniform' or 'sphere'."
             )
+        if self.eps_max == 0 and (self.c_pisc or self.c_wl or self.noisy_nodes or self.point_loss != "mse"):
+            raise UserError(
+                "optim.piwsl.eps_max 0 is the limit of PITC alone, with point_loss mse; give a displacement in "
+                "Angstrom for c_pisc, c_wl, noisy_nodes and other point losses."
+            )
 
     @classmethod
     def from_config(cls, block: Mapping[str, Any] | None) -> PIWSLSettings:
@@ -122,7 +131,11 @@ class PIWSLSettings:
         SETTINGS.check(block, "optim.piwsl")
         if block.get("auto") is True:
             by_hand = any(name in block for name in WEIGHTS)
-            not_balanced = {"c_pitc": 0.0, "weak_share": 0.0, "ramp_steps": 0} if by_hand else {}
+            not_balanced = (
+                {"c_pitc": 0.0, "weak_share": 0.0, "ramp_steps": 0, "eps_max": AUTO_EPS_MAX}
+                if by_hand
+                else {}
+            )
             block = {**AUTO, **not_balanced, **block}
         return cls(**block)
 
@@ -136,10 +149,15 @@ class PIWSLSettings:
         return self.c_pitc > 0 or self.c_pisc > 0 or self.c_wl > 0
 
     @property
+    def differentiates(self) -> bool:
+        """Whether PITC compares the forces at A with the gradient of the energy there, without displacements."""
+        return self.c_pitc > 0 and self.eps_max == 0
+
+    @property
     def needs_c(self) -> bool:
         """Whether a weak term compares predictions at C."""
         pisc_needs_c = self.c_pisc > 0 and (self.pisc_case != 2 or self.k_2nd > 0)
-        return self.c_pitc > 0 or self.c_wl > 0 or pisc_needs_c
+        return (self.c_pitc > 0 and not self.differentiates) or self.c_wl > 0 or pisc_needs_c
 
     @property
     def needs_b(self) -> bool:
@@ -179,6 +197,10 @@ class PIWSLSettings:
             self.balances and elapsed > 0 and elapsed % (STEPS_BETWEEN_MEASUREMENTS * self.every_n_steps) == 0
         )
 
+    def displaced(self) -> PIWSLSettings:
+        """These settings with displacements instead of their limit."""
+        return replace(self, eps_max=AUTO_EPS_MAX)
+
     def without_weak_terms(self) -> PIWSLSettings:
         """These settings with all weak terms and balances off."""
         off: dict[str, Any] = dict.fromkeys((*WEIGHTS, "weak_share", "energy_share"), 0.0)
@@ -201,7 +223,7 @@ RANGES = {
     "c_pitc": number(low=0),
     "c_pisc": number(low=0),
     "c_wl": number(low=0),
-    "eps_max": number(above=0),
+    "eps_max": number(low=0),
     "k_2nd": number(low=0, high=0.5),
     "fraction": number(above=0, high=1),
     "max_bond_fraction": number(above=0, below=0.5),

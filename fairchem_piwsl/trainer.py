@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from fairchem.core.common import distutils, gp_utils
 from fairchem.core.common.registry import registry
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from fairchem_piwsl import losses
 from fairchem_piwsl.datasets.splits import evenly
+from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
 from fairchem_piwsl.settings import CLIP_GRAD_NORM, PIWSLSettings
 from fairchem_piwsl.training import metrics
 from fairchem_piwsl.training.balance import GradientBalance, bounded, share_of_energies
-from fairchem_piwsl.training.consistent_forces import forces_are_gradients
+from fairchem_piwsl.training.consistent_forces import (
+    energy_of_model_is_differentiable,
+    forces_are_gradients,
+)
 from fairchem_piwsl.training.copies import cut
+from fairchem_piwsl.training.energy_gradient import NO_GRADIENT
 from fairchem_piwsl.training.loss_terms import Outputs, Term
 from fairchem_piwsl.training.missing_labels import labelled_structures, mean_over_ranks
 from fairchem_piwsl.training.numbered_batches import NumberedBatches, batch_number
@@ -65,7 +71,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
         s, at, index = self.piwsl, out.at, batch.batch
         # a share that grows is up to the balance, which would measure a growing weight away
         ramp = 1.0 if s.weak_share else s.ramp(self.step)
-        unit, dr = self._units.kcal_per_output, out.moved["C"]
+        unit = self._units.kcal_per_output
         if s.auto and "forces" in dict(self.loss_functions):
             labelled = ~batch.forces.isnan().any(-1)
             at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
@@ -74,7 +80,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
             yield Term(name, mean_over_ranks(values), ramp * weight, unit, weak=True)
         if s.c_wl:
             reference, labelled = self._reference(at["A"], batch)
-            values = losses.weak_label(reference, at["C"], dr, index, s.point_loss)
+            values = losses.weak_label(reference, at["C"], out.moved["C"], index, s.point_loss)
             yield Term("wl", mean_over_ranks(values, labelled), ramp * s.c_wl, unit, weak=True)
 
     def _reference(self, a: Prediction, batch: Batch) -> tuple[Prediction, Tensor]:
@@ -129,31 +135,50 @@ class PIWSLForcesTrainer(S2EFTrainer):
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Upstream's training loop; says what the balance has decided."""
-        if self.piwsl.auto and self.piwsl.weak_share and self._forces_are_gradients():
-            logging.info(
-                "optim.piwsl.auto: the model's forces are the gradient of its energy, so the weak terms have "
-                "nothing to teach it; they are off, and the weights are those of loss_functions."
-            )
-            self.piwsl = self.piwsl.without_weak_terms()
-        if self.piwsl.auto and self.piwsl.balances and self.config["optim"].get("clip_grad_norm") is None:
-            logging.info(f"optim.clip_grad_norm: {CLIP_GRAD_NORM}, since auto needs one and none is set")
-            self.clip_grad_norm = CLIP_GRAD_NORM
+        self.settle()
         super().train(disable_eval_tqdm)
         if self.piwsl.balances:
             logging.info(f"weights at the end, from the norms of gradients: {self._balance}")
 
-    def _forces_are_gradients(self) -> bool:
+    def settle(self) -> None:
+        """Settings that depend on the model, before the first step.
+
+        Raises:
+            UserError: PITC needs the gradient of an energy that has none.
+        """
+        s = self.piwsl
+        if s.auto and s.weak_share and self._holds(forces_are_gradients):
+            logging.info(
+                "optim.piwsl.auto: the model's forces are the gradient of its energy, so the weak terms have "
+                "nothing to teach it; they are off, and the weights are those of loss_functions."
+            )
+            self.piwsl = s.without_weak_terms()
+        elif s.differentiates and not self._holds(energy_of_model_is_differentiable):
+            if not s.auto:
+                raise UserError(
+                    f"optim.piwsl.eps_max is 0, but {NO_GRADIENT}; set a displacement in Angstrom."
+                )
+            self.piwsl = s.displaced()
+            logging.info(f"optim.piwsl.eps_max: {self.piwsl.eps_max}, since {NO_GRADIENT}")
+        if self.piwsl.auto and self.piwsl.balances and self.config["optim"].get("clip_grad_norm") is None:
+            logging.info(f"optim.clip_grad_norm: {CLIP_GRAD_NORM}, since auto needs one and none is set")
+            self.clip_grad_norm = CLIP_GRAD_NORM
+
+    def _holds(self, question: Callable[[nn.Module, Batch, SharedGraph], bool]) -> bool:
+        """The answer for the model and its first training structure."""
         batch = self.train_loader.collate_fn([self.train_dataset[0]]).to(self.device)
-        return forces_are_gradients(self._unwrapped_model, batch, self._shared_graph)
+        return question(self._unwrapped_model, batch, self._shared_graph)
 
     # ---------------------------------------------------------------- predictions at A, C, B
 
     def _forward(self, batch: Batch) -> Outputs:
-        """Upstream's outputs at A; where weak terms are evaluated, C and B go through the same call."""
+        """Upstream's outputs at A; where weak terms are evaluated, with what they compare, from the same call."""
         s = self.piwsl
         if self.model.training and s.ramp(self.step):
             if s.noisy_nodes:
                 return self._forward_noisy(batch)
+            if s.differentiates:
+                return self._forward_differentiated(batch)
             if s.weak:
                 needed = {"C": s.needs_c, "B": s.needs_b}
                 return self._forward_displaced(batch, [point for point in needed if needed[point]])
@@ -167,6 +192,16 @@ class PIWSLForcesTrainer(S2EFTrainer):
         with self._shared_graph.of(batch) as graph, shared_randomness(self.model, batch):
             dr = self._draw(batch, graph, self._generator(batch))
             return Outputs(self._predict(batch, [batch.pos + dr])[0])
+
+    def _forward_differentiated(self, batch: Batch) -> Outputs:
+        """Outputs at A, and the gradient of the energy there."""
+        batch = batch.to(self.device)
+        pos = batch.pos.detach().clone().requires_grad_()
+        with self._shared_graph.of(batch):
+            [outputs] = self._predict(batch, [pos])
+        a = self._units.prediction(outputs)
+        (gradient,) = torch.autograd.grad(a.energy.sum(), pos, create_graph=True)
+        return Outputs(outputs, {"A": replace(a, gradient=gradient)})
 
     def _forward_displaced(self, batch: Batch, points: Sequence[str]) -> Outputs:
         """Outputs at A with predictions at C and B, in one model call, with A's neighbour list and the same dropout.
@@ -210,10 +245,11 @@ class PIWSLForcesTrainer(S2EFTrainer):
         generator: torch.Generator,
         direction: Tensor | None = None,
     ) -> Tensor:
-        """Displacements [N, 3] in Angstrom."""
+        """Displacements [N, 3] in Angstrom; validation has some also where training has none."""
         free = batch.fixed == 0
         shortest = graph.shortest_distances()
-        return draw(self.piwsl, batch.pos, batch.batch, batch.natoms, free, shortest, generator, direction)
+        settings = self.piwsl if self.piwsl.eps_max else self.piwsl.displaced()
+        return draw(settings, batch.pos, batch.batch, batch.natoms, free, shortest, generator, direction)
 
     def _adversarial_direction(
         self, out: Mapping[str, Tensor], batch: Batch, generator: torch.Generator

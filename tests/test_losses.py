@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fairchem_piwsl.losses import Prediction, leg_residual, pisc, pitc, point_loss, weak_label
+from fairchem_piwsl.losses import (
+    Prediction,
+    leg_residual,
+    pisc,
+    pitc,
+    pitc_limit,
+    point_loss,
+    taught_by_labels,
+    weak_label,
+)
 
 SIZES = torch.tensor([3, 1, 5])
 BATCH = torch.repeat_interleave(torch.arange(3), SIZES)
@@ -155,6 +164,47 @@ def test_relu_ignores_what_second_order_explains():
 def test_unknown_point_loss():
     with pytest.raises(ValueError, match="huber"):
         point_loss(rand(1), "huber", rand(1), rand(1))  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ PITC without displacements
+
+
+@pytest.mark.parametrize("k", [0.0, 0.5])
+def test_limit_is_that_of_pitc_over_all_directions(k):
+    """Displacements of +-h along each of the 3n axes: their sum of PITC / 2 h^2 tends to 3n times the limit, as h^2."""
+    wrong = rand(NUM_ATOMS, 3, seed=7)  # what the forces of this model miss
+
+    def at(pos: Tensor) -> Prediction:
+        return Prediction(anharmonic(pos).energy, anharmonic(pos).forces + wrong)
+
+    def difference(h: float) -> Tensor:
+        total = torch.zeros(3, dtype=POS.dtype)
+        for axis in torch.eye(3 * NUM_ATOMS, dtype=POS.dtype).view(-1, NUM_ATOMS, 3):
+            for step in (h * axis, -h * axis):
+                total += pitc(at(POS), at(POS + step), step, BATCH, k) / (2 * h**2)
+        return total / (3 * SIZES) - pitc_limit(at(POS).forces, -anharmonic(POS).forces, BATCH, 3)
+
+    np.testing.assert_allclose(order(difference), 2, atol=0.1)
+
+
+@pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES.keys())
+def test_limit_of_consistent_surfaces_is_zero(surface):
+    assert (pitc_limit(surface(POS).forces, -surface(POS).forces, BATCH, 3) == 0).all()
+
+
+def test_limit_of_a_structure_is_its_own_mean():
+    forces, gradient = rand(NUM_ATOMS, 3, seed=1), rand(NUM_ATOMS, 3, seed=2)
+    expected = [float((forces + gradient)[i == BATCH].square().mean()) for i in range(3)]
+    np.testing.assert_allclose(pitc_limit(forces, gradient, BATCH, 3), expected, rtol=1e-12)
+
+
+def test_forces_with_labels_are_constants():
+    forces, gradient = (rand(NUM_ATOMS, 3, seed=s).requires_grad_() for s in (1, 2))
+    labelled = torch.arange(NUM_ATOMS) % 2 == 0
+    a = taught_by_labels(Prediction(rand(3), forces, gradient), labelled)
+    pitc_limit(a.forces, a.gradient, BATCH, 3).sum().backward()
+    assert ((forces.grad == 0).all(-1) == labelled).all()
+    assert (gradient.grad != 0).all()
 
 
 # ------------------------------------------------------------------ PISC

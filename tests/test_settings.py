@@ -68,7 +68,6 @@ def test_block_must_be_a_block(block):
 OUT_OF_RANGE = [
     *((name, -1e-9) for name in ("c_pitc", "c_pisc", "c_wl")),
     *((name, value) for name in ("c_pitc", "c_pisc", "c_wl") for value in (float("nan"), float("inf"))),
-    ("eps_max", 0.0),
     ("eps_max", -0.01),
     ("k_2nd", -0.1),
     ("k_2nd", 0.51),
@@ -123,6 +122,17 @@ def test_number_that_yaml_reads_as_text(name):
 def test_noisy_nodes_stands_alone(weight):
     assert "noisy_nodes" in error({"noisy_nodes": True, weight: 0.1})
     assert settings(noisy_nodes=True, c_pitc=0.0).noisy_nodes
+
+
+@pytest.mark.parametrize(
+    "other", [{"c_pisc": 0.1}, {"c_wl": 0.1}, {"noisy_nodes": True}, {"c_pitc": 1.0, "point_loss": "mae"}]
+)
+def test_without_displacements_there_is_pitc_alone(other):
+    assert "eps_max 0" in error({"eps_max": 0, **other})
+    assert not settings(**{"eps_max": 0.01, **other}).differentiates
+    s = settings(eps_max=0, c_pitc=1.0)
+    assert (s.differentiates, s.needs_c) == (True, False)
+    assert (s.displaced().differentiates, s.displaced().needs_c) == (False, True)
 
 
 def test_noisy_nodes_has_no_adversarial_direction():

@@ -141,6 +141,26 @@ def independent_eq5(trainer, batch, s: PIWSLSettings, dr, dr_b) -> dict[str, flo
     return terms
 
 
+@pytest.mark.parametrize("piwsl", [{}, {"share_graph": False}, {"auto": True, "every_n_steps": 1}], ids=str)
+def test_pitc_without_displacements_against_an_independent_computation(tiny_data, tmp_path, piwsl):
+    """One call at A; the gradient is that of a separate call, the mean over components written out."""
+    trainer = trainer_at_step(tiny_data, tmp_path, {"c_pitc": 0.7, **piwsl, "eps_max": 0}, step=3)
+    batch = first_batch(trainer)
+    single = batch.clone()
+    single.pos = batch.pos.clone().requires_grad_()
+    plain = trainer.model(single)
+    (gradient,) = torch.autograd.grad(plain["energy"].sum(), single.pos, retain_graph=True)
+    with counted_calls(trainer) as sizes:
+        out, loss = forward_and_loss(trainer, batch)
+    assert sizes == [4]
+    squares = (KCAL_PER_MOL * EV * (plain["forces"] + gradient)).detach().double().numpy() ** 2
+    expected = seg(squares.mean(1), batch) / batch.natoms.numpy()
+    assert out.log["loss_pitc"].item() == pytest.approx(expected.mean(), rel=1e-4)
+    assert out.log["weighted_pitc"].item() == pytest.approx(0.7 * expected.mean(), rel=1e-4)
+    loss.backward()
+    assert all(p.grad is not None for p in trainer.model.parameters() if p.requires_grad)
+
+
 def test_draws_depend_on_seed_rank_and_step(tiny_data, tmp_path):
     """The trainer's displacements are those of (seed, rank, step), with the bonds of ASE as guard."""
     piwsl = {**CASE_D, "eps_max": 0.6, "fraction": 0.7}
@@ -172,6 +192,7 @@ def test_draws_depend_on_seed_rank_and_step(tiny_data, tmp_path):
         ({"c_pitc": 0.0}, [4]),
         ({"c_pitc": 1}, [8]),
         ({"c_pitc": 1, "k_2nd": 0.5}, [8]),
+        ({"c_pitc": 1, "eps_max": 0}, [4]),
         ({"c_pitc": 1, "c_pisc": 1}, [12]),
         ({"c_pisc": 1}, [12]),
         ({"c_pisc": 1, "pisc_case": 2}, [8]),

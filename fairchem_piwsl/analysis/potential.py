@@ -230,16 +230,3 @@ def seeded(device: Any) -> Iterator[None]:
         for generator in (torch.default_generator, *(torch.cuda.default_generators[n] for n in numbers)):
             generator.manual_seed(SEED)
         yield
-
-
-@contextmanager
-def default_dtype(dtype: Any) -> Iterator[None]:
-    """Constants that a model creates on the way get the dtype of its weights."""
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

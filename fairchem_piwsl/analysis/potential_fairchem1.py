@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 
-from fairchem_piwsl.analysis.potential import Potential, check_weights, default_dtype, fitting, quiet, seeded
+from fairchem_piwsl.analysis.potential import Potential, check_weights, fitting, quiet, seeded
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import to_batch
+from fairchem_piwsl.training.precision import default_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

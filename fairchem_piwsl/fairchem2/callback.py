@@ -10,9 +10,9 @@ from torchtnt.framework.callback import Callback
 from torchtnt.framework.state import State
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.fairchem2.run_checks import BLOCK, applicable, check_settings, inner_model
+from fairchem_piwsl.fairchem2.run_checks import BLOCK, applicable, check_settings, inner_model, with_gradient
 from fairchem_piwsl.fairchem2.weak_forward import WeakForward
-from fairchem_piwsl.fairchem2.weighted_tasks import WeightedTasks, balance_of
+from fairchem_piwsl.fairchem2.weighted_tasks import WeightedTasks, balance_of, training_structures
 from fairchem_piwsl.perturbations import step_generator
 from fairchem_piwsl.settings import CLIP_GRAD_NORM, PIWSLSettings
 
@@ -38,7 +38,10 @@ class PIWSLCallback(Callback):
 
     def on_train_start(self, state: State, unit: Any) -> None:
         """Check the run and stand around the model."""
-        self.settings = s = applicable(self.settings, unit)
+        s = applicable(self.settings, unit)
+        if s.differentiates:
+            s = with_gradient(s, unit, training_structures(state, 1))
+        self.settings = s
         self._plain = unit.tasks
         self._tasks = WeightedTasks(s, self._plain, balance_of(s, self._plain, state))
         self._forward = WeakForward(s, self._plain)

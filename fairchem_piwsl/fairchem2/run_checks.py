@@ -3,10 +3,14 @@
 import logging
 from typing import Any
 
-from torch import nn
+from fairchem.core.datasets.atomic_data import AtomicData
+from torch import Tensor, nn
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.fairchem2 import heads
+from fairchem_piwsl.fairchem2.stacked_data import stack
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training.energy_gradient import NO_GRADIENT, energy_is_differentiable
 
 BLOCK = "runner.callbacks: PIWSLCallback"
 
@@ -57,6 +61,30 @@ def applicable(settings: PIWSLSettings, unit: Any) -> PIWSLSettings:
         )
     logging.warning(f"{gradients} there is little to gain.")
     return settings
+
+
+def with_gradient(settings: PIWSLSettings, unit: Any, batch: AtomicData) -> PIWSLSettings:
+    """The settings of a run with `eps_max: 0`; `auto` displaces where the energy cannot be differentiated.
+
+    Args:
+        batch: a structure to look at.
+    """
+    model: Any = inner_model(unit.model)
+    training = model.training
+
+    def energy(pos: Tensor) -> Tensor:
+        return heads.prediction(unit.tasks, model(stack(batch, [pos], None)), batch, 1.0).energy
+
+    try:
+        model.eval()
+        if energy_is_differentiable(energy, batch.pos, [p for p in model.parameters() if p.requires_grad]):
+            return settings
+    finally:
+        model.train(training)
+    if not settings.auto:
+        raise UserError(f"{BLOCK}: eps_max is 0, but {NO_GRADIENT}; set a displacement in Angstrom.")
+    logging.info(f"PIWSL: eps_max {settings.displaced().eps_max}, since {NO_GRADIENT}")
+    return settings.displaced()
 
 
 def inner_model(model: nn.Module) -> Any:

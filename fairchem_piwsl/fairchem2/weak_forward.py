@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fairchem_piwsl import losses
 from fairchem_piwsl.fairchem2 import heads
 from fairchem_piwsl.fairchem2.stacked_data import model_list, shortest_distances, stack
+from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw
 from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.training.balance import bounded
@@ -55,10 +56,19 @@ class WeakForward:
             shortest = shortest_distances(batch if has_list else lent, batch)
             moved = self._displacements(plain, batch, lent, shortest)
             positions = [batch.pos + moved.get(point, 0.0) for point in points]
+            positions[0].requires_grad_(s.differentiates)
             if any(drops(module) for module in model.modules()):
                 undo.enter_context(RepeatedDraws(len(points)))
             parts = cut(plain(stack(batch, positions, lent)), len(points))
-        return dict(parts[0]) | self._terms(dict(zip(points, parts, strict=True)), moved, batch)
+        kcal = s.kcal_per_label_unit
+        at = {
+            point: heads.prediction(self.tasks, out, batch, kcal)
+            for point, out in zip(points, parts, strict=True)
+        }
+        if s.differentiates:
+            (gradient,) = torch.autograd.grad(at["A"].energy.sum(), positions[0], create_graph=True)
+            at["A"] = replace(at["A"], gradient=gradient)
+        return dict(parts[0]) | self._terms(at, moved, batch)
 
     def _displacements(
         self, plain: Callable, batch: AtomicData, lent: Mapping[str, Tensor] | None, shortest: Tensor
@@ -77,10 +87,11 @@ class WeakForward:
         at = (batch.pos, batch.batch, batch.natoms, batch.fixed == 0, shortest)
         return {point: draw(s, *at, generator, direction) for point in ["C"] + ["B"] * s.needs_b}
 
-    def _terms(self, outputs: Mapping, moved: Mapping[str, Tensor], batch: AtomicData) -> dict[str, Any]:
-        """Outputs of the weak tasks from those at the points; their targets are put on `batch`."""
+    def _terms(
+        self, at: Mapping[str, Prediction], moved: Mapping[str, Tensor], batch: AtomicData
+    ) -> dict[str, Any]:
+        """Outputs of the weak tasks from the predictions at the points; their targets are put on `batch`."""
         kcal, terms = self.settings.kcal_per_label_unit, {}
-        at = {point: heads.prediction(self.tasks, out, batch, kcal) for point, out in outputs.items()}
         if self.settings.auto:
             labelled = ~heads.labels(self.tasks, batch)[1].isnan().any(-1)
             at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}

@@ -83,11 +83,16 @@ def balance_of(settings: PIWSLSettings, tasks: Sequence[Task], state: Any) -> Gr
     """Shares as set; that of the energy labels, where null, from those of up to 1,000 training structures."""
     share = settings.energy_share
     if share is None:
-        loader, data = state.train_state.dataloader, state.train_state.dataloader.dataset
-        batch = loader.collate_fn([data[i] for i in evenly(len(data))])
-        share = share_of_energies(*heads.labels(tasks, batch.to(distutils.get_device_for_local_rank())))
+        share = share_of_energies(*heads.labels(tasks, training_structures(state)))
         logging.info(f"PIWSL: energy_share {share:.2f}, from the spread of the labels")
     return GradientBalance(share, settings.weak_share)
+
+
+def training_structures(state: Any, most: int | None = None) -> AtomicData:
+    """Up to `most` of the training structures, spread evenly, as one batch."""
+    loader, data = state.train_state.dataloader, state.train_state.dataloader.dataset
+    batch = loader.collate_fn([data[i] for i in evenly(len(data))[:most]])
+    return batch.to(distutils.get_device_for_local_rank())
 
 
 def weak_task(name: str, tasks: Sequence[Task]) -> Task:

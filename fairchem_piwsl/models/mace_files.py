@@ -21,6 +21,7 @@ from fairchem_piwsl.datasets.element_references import N_ELEMENTS
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import whole_file
 from fairchem_piwsl.training.checkpoint_files import load_weights, need_trust, read_checkpoint
+from fairchem_piwsl.training.precision import default_dtype
 
 
 def import_mace() -> Any:
@@ -112,12 +113,8 @@ def _rebuilt(model: nn.Module) -> nn.Module:
     config = extract_config_mace_model(model)
     if "error" in config:
         raise UserError(f"The MACE file holds a {type(model).__name__}: only ScaleShiftMACE can be used.")
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(next(model.parameters()).dtype)
-    try:
+    with default_dtype(next(model.parameters()).dtype):
         rebuilt = type(model)(**config)
-    finally:
-        torch.set_default_dtype(default)
     missing = rebuilt.load_state_dict(model.state_dict(), strict=False).missing_keys
     lost = sorted(set(missing) & {name for name, _ in rebuilt.named_parameters()})
     if lost:

@@ -106,6 +106,7 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     config["optim"]["piwsl"] |= {**dict.fromkeys(off, 0), "every_n_steps": 1}
     config["optim"]["scheduler"] = "Null"  # no part of a step, and one kind asks for validation data
     piwsl = _trainer(PIWSLForcesTrainer, config, folder, cpu)
+    piwsl.settle()
     batch = next(iter(piwsl.train_loader)).to(piwsl.device)
     # the other trainers need no data set, and LMDB opens a file only once in a process
     without_data = copy.deepcopy(dict(config))
@@ -113,7 +114,7 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     plain = copy.deepcopy(without_data)
     plain["optim"].pop("piwsl")
     separate = copy.deepcopy(without_data)
-    separate["optim"]["piwsl"]["share_graph"] = False
+    separate["optim"]["piwsl"] |= {"eps_max": piwsl.piwsl.eps_max, "share_graph": False}
     configurations = 1 + piwsl.piwsl.needs_c + piwsl.piwsl.needs_b
     enlarged = stack(batch, [batch.pos] * configurations)
     return {

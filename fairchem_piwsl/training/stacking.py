@@ -68,7 +68,7 @@ class SharedGraph:
             for module in model.modules()
             if isinstance(module, GraphModelMixin) and hasattr(module, "cutoff")
         ]
-        self._share = share
+        self.share = share
         #: module and arguments of the model's latest request
         self._request: tuple[Any, tuple, dict] | None = None
         self._batch: Batch | None = None
@@ -78,7 +78,7 @@ class SharedGraph:
     def of(self, batch: Batch) -> Iterator[SharedGraph]:
         """Share the lists of `batch` until the block ends."""
         self._batch, self._graphs = batch, {}
-        if self._share:
+        if self.share:
             for module in self._builders:
                 module.generate_graph = self._interceptor(module)
         try:

@@ -22,6 +22,12 @@ POLES = ((0.357, 0.826, -0.437), (-0.826, 0.357, 0.437))
 UNDEFINED = 1e-4
 
 
+def holds_edge_frames_constant(model: nn.Module) -> bool:
+    """Whether a model builds edge frames as upstream does, so that no gradient passes through them."""
+    methods = [getattr(module, "_init_edge_rot_mat", None) for module in model.modules()]
+    return any(method is not None and not isinstance(method, EdgeFrames) for method in methods)
+
+
 def differentiate_edge_frames(model: nn.Module) -> None:
     """Give every submodule that builds edge frames (eSCN, Equiformer v2, their backbones) differentiable ones.
 

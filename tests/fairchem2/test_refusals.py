@@ -20,7 +20,7 @@ from fairchem_piwsl.fairchem2 import PIWSLCallback
     [
         ({"c_pitcc": 1.0}, "runner.callbacks: PIWSLCallback.c_pitcc is not a setting; did you mean 'c_pitc'"),
         ({"c_pitc": "1e-2"}, "PIWSLCallback.c_pitc must be a finite number"),
-        ({"c_pitc": 1.0, "eps_max": -1.0}, "PIWSLCallback.eps_max must be a finite number > 0"),
+        ({"c_pitc": 1.0, "eps_max": -1.0}, "PIWSLCallback.eps_max must be a finite number >= 0"),
         ({"c_wl": 1.0}, "c_wl is there with fairchem 1.10 only"),
         ({"noisy_nodes": True}, "fairchem 1.10 only"),
         ({"c_pitc": 1.0, "validate_consistency": True}, "fairchem 1.10 only"),

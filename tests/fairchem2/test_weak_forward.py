@@ -53,6 +53,31 @@ def test_order_of_convergence_of_a_conservative_model(k: float, order: int) -> N
     assert all(abs(slope - order) < 0.25 for slope in slopes), slopes
 
 
+def test_without_displacements_a_conservative_model_has_nothing_to_learn() -> None:
+    model = helpers.model(direct_forces=False, lmax=2, mmax=2).double()
+    hooked(model, c_pitc=1.0, eps_max=0.0)
+    assert model(helpers.batch(torch.float64, count=3))["piwsl_pitc"]["value"].max() < 1e-20
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_without_displacements_against_an_independent_computation(periodic: bool) -> None:
+    model, batch = helpers.model().double(), helpers.batch(torch.float64, periodic=periodic)
+    single = batch.clone()
+    single.pos.requires_grad_()
+    plain = model(single)
+    (gradient,) = torch.autograd.grad(plain["energy"]["energy"].sum(), single.pos, retain_graph=True)
+    squares = (KCAL_PER_MOL**-1 * (plain["forces"]["forces"] + gradient)).square().mean(1).detach()
+    expected = torch.stack([squares[batch.batch == i].mean() for i in range(batch.num_graphs)])
+    forward = hooked(model, c_pitc=1.0, eps_max=0.0)
+    seen: list[int] = []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(len(args[0].pos)))
+    out = model(batch)
+    assert seen == [len(batch.pos)]
+    value = out["piwsl_pitc"]["value"].detach()
+    torch.testing.assert_close(value, KCAL_PER_MOL * expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(forward.terms["pitc"], expected.mean(), rtol=1e-6, atol=0)
+
+
 def test_outputs_at_a_are_those_of_the_plain_model() -> None:
     model, batch = helpers.model(), helpers.batch()
     plain = model(batch.clone())

@@ -14,9 +14,10 @@ from fairchem.core.units.mlip_unit.mlip_unit import compute_loss
 from omegaconf import OmegaConf
 from torchtnt.framework.callback import Callback
 
-from fairchem_piwsl.fairchem2 import PIWSLCallback, weak_forward
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.fairchem2 import PIWSLCallback, run_checks, weak_forward
 from fairchem_piwsl.fairchem2.weighted_tasks import STATE
-from fairchem_piwsl.settings import CLIP_GRAD_NORM
+from fairchem_piwsl.settings import AUTO_EPS_MAX, CLIP_GRAD_NORM
 
 AUTO = dict(auto=True, every_n_steps=1, eps_max=0.05, ramp_steps=0)
 
@@ -83,6 +84,23 @@ def test_auto_limits_the_gradient_where_the_unit_does_not(own: float | None, lim
     helpers.fit(unit, [helpers.batch()] * 2, [PIWSLCallback(**AUTO), Limit()])
     assert seen == [limit, limit]
     assert unit.clip_grad_norm == own
+
+
+@pytest.mark.parametrize("possible", [True, False])
+def test_auto_displaces_where_the_energy_cannot_be_differentiated(
+    possible: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    if not possible:
+        monkeypatch.setattr(run_checks, "energy_is_differentiable", lambda *_: False)
+    callback = PIWSLCallback(auto=True, every_n_steps=1)
+    unit = helpers.unit(helpers.model())
+    helpers.fit(unit, [helpers.batch()] * 2, [callback])
+    assert callback.settings.eps_max == (0 if possible else AUTO_EPS_MAX)
+    assert ("eps_max 0.03, since" in caplog.text) != possible
+    if not possible:
+        with pytest.raises(UserError, match="eps_max is 0, but"):
+            helpers.fit(unit, [helpers.batch()] * 2, [PIWSLCallback(c_pitc=1.0, eps_max=0)])
 
 
 def test_norms_are_the_set_multiples() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_config, make_trainer, parameters
+from helpers_models import DIRECT
 from helpers_trainer import first_batch, forward_and_loss, logged, trainer_at_step
 from test_trainer_resume import checkpoint, trained
 from torch import Tensor
 
-from fairchem_piwsl.settings import AUTO, CLIP_GRAD_NORM, PIWSLSettings
+from fairchem_piwsl.settings import AUTO, AUTO_EPS_MAX, CLIP_GRAD_NORM, PIWSLSettings
 from fairchem_piwsl.training.balance import (
     GeometricMean,
     GradientBalance,
@@ -239,6 +240,7 @@ def test_what_is_set_by_hand_stays(by_hand):
 def test_weights_by_hand_are_not_balanced():
     settings = PIWSLSettings.from_config({"auto": True, "c_pisc": 0.1})
     assert (settings.c_pitc, settings.c_pisc, settings.weak_share) == (0.0, 0.1, 0.0)
+    assert settings.eps_max > 0
     assert settings.energy_share == AUTO["energy_share"]
     assert not PIWSLSettings.from_config({"auto": True, "c_pitc": 0.0}).weak
 
@@ -341,6 +343,20 @@ def test_gradient_forces_switch_the_weak_terms_off_and_say_so(tiny_data, tmp_pat
             trainer.train(disable_eval_tqdm=True)
     assert "forces are the gradient of its energy" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(parameters(ours), parameters(stock), strict=True))
+
+
+@pytest.mark.parametrize(("model", "displaced"), [("painn", False), ("spinconv", False), ("escn", True)])
+def test_displacements_where_the_energy_cannot_be_differentiated(
+    tiny_data, tmp_path, caplog, model, displaced
+):
+    config = make_config(tiny_data, tmp_path, piwsl={"auto": True, "every_n_steps": 1}, max_epochs=1)
+    config["model"] = dict(DIRECT[model], otf_graph=True)
+    trainer = make_trainer(config)
+    with caplog.at_level("INFO"):
+        trainer.train(disable_eval_tqdm=True)
+    assert (trainer.piwsl.eps_max == AUTO_EPS_MAX) == displaced
+    assert (trainer.piwsl.eps_max == 0) != displaced
+    assert ("eps_max: 0.03" in caplog.text) == displaced
 
 
 def test_weights_are_in_the_log_and_at_the_end(tiny_data, tmp_path, caplog, measured_soon):

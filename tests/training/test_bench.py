@@ -31,7 +31,7 @@ def _config(tiny_data: Path, tmp_path: Path, piwsl: dict) -> dict:
     return config
 
 
-@pytest.mark.parametrize(("piwsl", "configurations"), [(BOTH, 3), ({"c_pitc": 1.0}, 2), ({"auto": True}, 2)])
+@pytest.mark.parametrize(("piwsl", "configurations"), [(BOTH, 3), ({"c_pitc": 1.0}, 2), ({"auto": True}, 1)])
 def test_variants_make_the_steps_they_are_named_after(tiny_data, tmp_path, piwsl, configurations):
     variants = _variants(_config(tiny_data, tmp_path, piwsl), tmp_path, cpu=True)
     sizes: dict[str, list[int]] = {name: [] for name in variants}

@@ -6,14 +6,16 @@ import pytest
 import torch
 from helpers_models import DIRECT, batch_of, build, gradient, structures
 
-from fairchem_piwsl.training.consistent_forces import forces_are_gradients
+from fairchem_piwsl.training.consistent_forces import energy_of_model_is_differentiable, forces_are_gradients
+from fairchem_piwsl.training.energy_gradient import energy_is_differentiable
 from fairchem_piwsl.training.stacking import SharedGraph
 
 
-def answer(config: dict, **changes) -> bool:
+def answer(config: dict, question=forces_are_gradients, share: bool = True, **changes) -> bool:
     model = build(config, otf_graph=True, **changes).train()
+    model(batch_of(structures()[:1]))  # some models keep tensors of their first call
     before = torch.get_rng_state()
-    found = forces_are_gradients(model, batch_of(structures()[:1]), SharedGraph(model))
+    found = question(model, batch_of(structures()[:1]), SharedGraph(model, share))
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
     return found
@@ -32,3 +34,34 @@ def test_models_with_gradient_forces(name):
 def test_painn_with_its_own_gradient_forces():
     """fairchem's: the gradient of the sum of its features, which is not that of its energy."""
     assert not answer(DIRECT["painn"], direct_forces=False)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("name", DIRECT)
+def test_models_whose_energy_can_be_differentiated(name, share):
+    """eSCN and Equiformer v2 draw frames of their edges at random and hold them constant."""
+    expected = name not in ("escn", "equiformer_v2")
+    assert answer(DIRECT[name], energy_of_model_is_differentiable, share) == expected
+
+
+@pytest.mark.parametrize("name", ["escn", "equiformer_v2"])
+def test_frames_that_carry_gradients(name):
+    assert answer(gradient(DIRECT[name]), energy_of_model_is_differentiable)
+
+
+def harmonic(pos: torch.Tensor, stiffness: torch.Tensor) -> torch.Tensor:
+    return 0.5 * stiffness * pos.square().sum(-1)
+
+
+ENERGIES = {
+    "smooth": (harmonic, True),
+    "a part held constant": (lambda pos, k: harmonic(pos, k) + harmonic(pos.detach(), k), False),
+    "drawn at random": (lambda pos, k: harmonic(pos, k) + torch.rand(1), False),
+    "without a graph": (lambda pos, k: harmonic(pos.detach(), k.detach()), False),
+}
+
+
+@pytest.mark.parametrize(("energy", "expected"), ENERGIES.values(), ids=ENERGIES.keys())
+def test_energies_that_can_be_differentiated(energy, expected):
+    stiffness, pos = torch.tensor(3.0, requires_grad=True), torch.ones(4, 3)
+    assert energy_is_differentiable(lambda at: energy(at, stiffness), pos, [stiffness]) == expected

@@ -1,0 +1,35 @@
+"""Whether an energy has a gradient to learn from, as PITC without displacements needs it."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+NO_GRADIENT = "the gradient of this model's energy cannot be had by automatic differentiation"
+
+
+def energy_is_differentiable(
+    energy: Callable[[Tensor], Tensor], pos: Tensor, parameters: Sequence[Tensor]
+) -> bool:
+    """Whether automatic differentiation gives dE/dr, to 5 % along its own direction, with a graph to train by.
+
+    Frames of edges that are drawn at random or held constant, for example, are missed by it, and checkpoints of
+    activations do not allow it.
+
+    Args:
+        energy: of positions [N, 3] in Angstrom; any shape. In float64, since an untrained one hardly changes.
+        pos: where to look.
+        parameters: what is trained.
+    """
+    pos = pos.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(energy(pos).sum(), pos, create_graph=True)
+            torch.autograd.grad(gradient.square().sum(), parameters, allow_unused=True)
+    except RuntimeError:
+        return False
+    with torch.no_grad():
+        step = 0.003 * gradient / gradient.norm()  # Angstrom, of all atoms together
+        change = energy(pos + step).sum() - energy(pos - step).sum()
+    return math.isclose(change, 2 * (step * gradient).sum(), rel_tol=0.05)

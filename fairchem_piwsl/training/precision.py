@@ -1,0 +1,31 @@
+"""Models in double precision."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def default_dtype(dtype: Any) -> Iterator[None]:
+    """Constants that a model creates on the way get the dtype of its weights."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def in_double(model: Any) -> Any:
+    """A copy of a model (`nn.Module`) in double precision, with tensors that it keeps outside of its buffers."""
+    import torch
+
+    twin = copy.deepcopy(model).double()
+    for module in twin.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                setattr(module, name, value.double())
+    return twin
