@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
@@ -21,18 +22,19 @@ AUTO: dict[str, Any] = {
     # of displacements, where there are any
     "magnitude": "fixed",
     "k_2nd": 0.5,
-    "every_n_steps": 3,
+    "every_n_steps": 5,
     "ramp_steps": 1000,
 }
-#: `eps_max` of `auto` where the energy cannot be differentiated or a weak term has a weight by hand, Angstrom.
-AUTO_EPS_MAX = 0.03
+#: Of `auto` with displacements: where the energy cannot be differentiated or a setting asks for them. A step with
+#: them costs less and teaches less.
+AUTO_DISPLACED: dict[str, Any] = {"eps_max": 0.03, "weak_share": 1.0, "every_n_steps": 3}
 #: `optim.clip_grad_norm` of `auto` where a config has none: that of the paper's PaiNN. The gradient of a displaced
 #: structure can be many times the usual one, and a few such steps ruined a SpinConv that was trained without a limit.
 CLIP_GRAD_NORM = 10
 #: Weights of the weak terms.
 WEIGHTS = ("c_pitc", "c_pisc", "c_wl")
-#: Weak steps from one measurement of the gradients to the next.
-STEPS_BETWEEN_MEASUREMENTS = 20
+#: Steps from one measurement of the gradients to the next, about: measurements are made at weak steps.
+STEPS_BETWEEN_MEASUREMENTS = 60
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,9 @@ class PIWSLSettings:
         SETTINGS.check(block, "optim.piwsl")
         if block.get("auto") is True:
             by_hand = any(name in block for name in WEIGHTS)
-            not_balanced = (
-                {"c_pitc": 0.0, "weak_share": 0.0, "ramp_steps": 0, "eps_max": AUTO_EPS_MAX}
-                if by_hand
-                else {}
-            )
-            block = {**AUTO, **not_balanced, **block}
+            not_balanced = {"c_pitc": 0.0, "weak_share": 0.0, "ramp_steps": 0} if by_hand else {}
+            displaced = AUTO_DISPLACED if by_hand or block.get("eps_max") else {}
+            block = {**AUTO, **displaced, **not_balanced, **block}
         return cls(**block)
 
     def to_config(self) -> dict[str, Any]:
@@ -193,13 +192,15 @@ class PIWSLSettings:
         would get next to no weight while the model takes its direction, which costs forces to the end.
         """
         elapsed = step - max(self.start_step, 1)
-        return (
-            self.balances and elapsed > 0 and elapsed % (STEPS_BETWEEN_MEASUREMENTS * self.every_n_steps) == 0
-        )
+        interval = self.every_n_steps * math.ceil(STEPS_BETWEEN_MEASUREMENTS / self.every_n_steps)
+        return self.balances and elapsed > 0 and elapsed % interval == 0
 
     def displaced(self) -> PIWSLSettings:
-        """These settings with displacements instead of their limit."""
-        return replace(self, eps_max=AUTO_EPS_MAX)
+        """These settings with displacements instead of their limit; what is not as in `AUTO` stays."""
+        return replace(
+            self,
+            **{name: value for name, value in AUTO_DISPLACED.items() if getattr(self, name) == AUTO[name]},
+        )
 
     def without_weak_terms(self) -> PIWSLSettings:
         """These settings with all weak terms and balances off."""

@@ -26,7 +26,7 @@ def methods(energy_coefficients: list[float]) -> dict[str, list[str]]:
     """Name -> overrides of the config: the baseline with each coefficient of the energy's loss, and PIWSL."""
     baselines = {
         f"baseline, energy x {value:g}": [
-            "runner.callbacks.1.c_pitc=0",
+            "runner.callbacks.1.auto=false",
             f"tasks.0.loss_fn.coefficient={value}",
         ]
         for value in energy_coefficients

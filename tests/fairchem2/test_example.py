@@ -59,8 +59,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[s
     changes = [
         f"data={folder / 'data'}",
         "runner.callbacks.0.checkpoint_every_n_steps=2",
-        "runner.callbacks.1.start_step=0",
-        "runner.callbacks.1.ramp_steps=0",
+        "+runner.callbacks.1.every_n_steps=1",
+        "+runner.callbacks.1.ramp_steps=0",
     ]
     return *trained("aspirin_direct.yml", folder, *changes), changes
 

@@ -17,7 +17,7 @@ from torchtnt.framework.callback import Callback
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.fairchem2 import PIWSLCallback, run_checks, weak_forward
 from fairchem_piwsl.fairchem2.weighted_tasks import STATE
-from fairchem_piwsl.settings import AUTO_EPS_MAX, CLIP_GRAD_NORM
+from fairchem_piwsl.settings import AUTO_DISPLACED, CLIP_GRAD_NORM
 
 AUTO = dict(auto=True, every_n_steps=1, eps_max=0.05, ramp_steps=0)
 
@@ -96,7 +96,7 @@ def test_auto_displaces_where_the_energy_cannot_be_differentiated(
     callback = PIWSLCallback(auto=True, every_n_steps=1)
     unit = helpers.unit(helpers.model())
     helpers.fit(unit, [helpers.batch()] * 2, [callback])
-    assert callback.settings.eps_max == (0 if possible else AUTO_EPS_MAX)
+    assert callback.settings.eps_max == (0 if possible else AUTO_DISPLACED["eps_max"])
     assert ("eps_max 0.03, since" in caplog.text) != possible
     if not possible:
         with pytest.raises(UserError, match="eps_max is 0, but"):

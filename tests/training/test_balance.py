@@ -13,7 +13,7 @@ from helpers_trainer import first_batch, forward_and_loss, logged, trainer_at_st
 from test_trainer_resume import checkpoint, trained
 from torch import Tensor
 
-from fairchem_piwsl.settings import AUTO, AUTO_EPS_MAX, CLIP_GRAD_NORM, PIWSLSettings
+from fairchem_piwsl.settings import AUTO, AUTO_DISPLACED, CLIP_GRAD_NORM, PIWSLSettings
 from fairchem_piwsl.training.balance import (
     GeometricMean,
     GradientBalance,
@@ -230,11 +230,21 @@ def test_auto_needs_no_other_key():
     assert PIWSLSettings.from_config(settings.to_config()) == settings
 
 
-@pytest.mark.parametrize("by_hand", [{"eps_max": 0.02}, {"every_n_steps": 1}, {"weak_share": 0.5}])
-def test_what_is_set_by_hand_stays(by_hand):
-    assert PIWSLSettings.from_config({"auto": True, **by_hand}) == PIWSLSettings(
-        auto=True, **{**AUTO, **by_hand}
-    )
+@pytest.mark.parametrize(
+    ("by_hand", "others"),
+    [
+        ({"eps_max": 0.02}, AUTO_DISPLACED),
+        ({"eps_max": 0.02, "every_n_steps": 7}, AUTO_DISPLACED),
+        ({"every_n_steps": 1}, {}),
+        ({"weak_share": 0.3, "eps_max": 0}, {}),
+    ],
+)
+def test_what_is_set_by_hand_stays(by_hand, others):
+    settings = PIWSLSettings.from_config({"auto": True, **by_hand})
+    assert settings == PIWSLSettings(auto=True, **{**AUTO, **others, **by_hand})
+    if settings.eps_max == 0:
+        expected = {**AUTO_DISPLACED, **{name: v for name, v in by_hand.items() if name != "eps_max"}}
+        assert settings.displaced() == PIWSLSettings(auto=True, **{**AUTO, **expected})
 
 
 def test_weights_by_hand_are_not_balanced():
@@ -259,10 +269,10 @@ def test_share_of_the_weak_terms_grows(tiny_data, tmp_path):
     assert shares[50] == pytest.approx(0.5 * shares[100], rel=1e-4)
 
 
-@pytest.mark.parametrize(("every", "start"), [(1, 0), (3, 0), (3, 100)])
+@pytest.mark.parametrize(("every", "start"), [(1, 0), (3, 0), (3, 100), (5, 0), (7, 20)])
 def test_first_measurement_waits_until_the_forces_have_left_zero(every, start):
     settings = PIWSLSettings.from_config({"auto": True, "every_n_steps": every, "start_step": start})
-    first, interval = max(start, 1), 20 * every
+    first, interval = max(start, 1), {1: 60, 3: 60, 5: 60, 7: 63}[every]
     measured = [step for step in range(1, first + 2 * interval + 1) if settings.measures(step)]
     assert measured == [first + interval, first + 2 * interval]
 
@@ -272,7 +282,7 @@ def test_first_measurement_waits_until_the_forces_have_left_zero(every, start):
 
 @pytest.fixture
 def measured_soon(monkeypatch):
-    """Gradients are measured at every second weak step."""
+    """Gradients are measured at every second step."""
     monkeypatch.setattr("fairchem_piwsl.settings.STEPS_BETWEEN_MEASUREMENTS", 2)
 
 
@@ -354,7 +364,7 @@ def test_displacements_where_the_energy_cannot_be_differentiated(
     trainer = make_trainer(config)
     with caplog.at_level("INFO"):
         trainer.train(disable_eval_tqdm=True)
-    assert (trainer.piwsl.eps_max == AUTO_EPS_MAX) == displaced
+    assert (trainer.piwsl.eps_max == AUTO_DISPLACED["eps_max"]) == displaced
     assert (trainer.piwsl.eps_max == 0) != displaced
     assert ("eps_max: 0.03" in caplog.text) == displaced
 
