@@ -26,7 +26,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "supervised": {},
     "all terms": {"c_pitc": 1.2, "c_pisc": 0.8, "c_wl": 0.5, "eps_max": 0.02, "k_2nd": 0.5},
     "predicted": {"c_wl": 0.5, "wl_forces": "predicted", "point_loss": "mae", "eps_max": 0.02},
-    "auto": {"auto": True, "eps_max": 0.02},
+    "auto": {"auto": True},
+    "auto displaced": {"auto": True, "eps_max": 0.02},
     "noisy": {"noisy_nodes": True, "eps_max": 0.02},
 }
 

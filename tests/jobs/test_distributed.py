@@ -99,6 +99,7 @@ def test_settings_differ(results):
     joint = results["joint"]
     assert difference(joint["all terms"], joint["supervised"]) > 1e-3
     assert difference(joint["auto"], joint["supervised"]) > 1e-3
+    assert difference(joint["auto"], joint["auto displaced"]) > 1e-3
     assert difference(joint["noisy"], joint["supervised"]) > 1e-4
 
 
