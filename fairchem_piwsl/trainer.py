@@ -165,8 +165,9 @@ class PIWSLForcesTrainer(S2EFTrainer):
             self.clip_grad_norm = CLIP_GRAD_NORM
 
     def _holds(self, question: Callable[[nn.Module, Batch, SharedGraph], bool]) -> bool:
-        """The answer for the model and its first training structure."""
-        batch = self.train_loader.collate_fn([self.train_dataset[0]]).to(self.device)
+        """The answer for the model and some training structures; a single atom alone has no forces."""
+        some = [self.train_dataset[i] for i in evenly(len(self.train_dataset))[:4]]
+        batch = self.train_loader.collate_fn(some).to(self.device)
         return question(self._unwrapped_model, batch, self._shared_graph)
 
     # ---------------------------------------------------------------- predictions at A, C, B

@@ -40,7 +40,7 @@ class PIWSLCallback(Callback):
         """Check the run and stand around the model."""
         s = applicable(self.settings, unit)
         if s.differentiates:
-            s = with_gradient(s, unit, training_structures(state, 1))
+            s = with_gradient(s, unit, training_structures(state, 4))
         self.settings = s
         self._plain = unit.tasks
         self._tasks = WeightedTasks(s, self._plain, balance_of(s, self._plain, state))

@@ -67,7 +67,7 @@ def with_gradient(settings: PIWSLSettings, unit: Any, batch: AtomicData) -> PIWS
     """The settings of a run with `eps_max: 0`; `auto` displaces where the energy cannot be differentiated.
 
     Args:
-        batch: a structure to look at.
+        batch: structures to look at.
     """
     model: Any = inner_model(unit.model)
     training = model.training

@@ -18,7 +18,7 @@ def energy_is_differentiable(
     activations do not allow it.
 
     Args:
-        energy: of positions [N, 3] in Angstrom; any shape. In float64, since an untrained one hardly changes.
+        energy: of positions [N, 3] in Angstrom; any shape; in float64 if possible, since an untrained one hardly changes.
         pos: where to look.
         parameters: what is trained.
     """
