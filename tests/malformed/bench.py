@@ -15,7 +15,7 @@ NAN, INFINITE = float("nan"), float("inf")
 SETTINGS: dict[str, tuple[tuple[Any, ...], str]] = {
     "c_pitc": ((-1, NAN, INFINITE, True, "much", None, [1]), "must be"),
     "c_pisc": ((-0.5,), ">= 0"),
-    "eps_max": ((0, -0.1, "0.1 A"), "must be"),
+    "eps_max": ((-0.1, INFINITE, "0.1 A"), "must be"),
     "k_2nd": ((0.7, -0.1), "in [0, 0.5]"),
     "pisc_case": ((0, 4, 1.5), "one of 1, 2, 3"),
     "point_loss": (("huber", 2), "mse, mae, relu"),

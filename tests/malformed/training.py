@@ -194,7 +194,7 @@ NUMBERS = [
     *values("optim.ema_decay", "[0, 1)", 1.0, -0.1, float("nan")),
     *values("optim.weight_decay", ">= 0", -0.01),
     *values("optim.piwsl.c_pitc", ">= 0", -1.0, float("nan")),
-    *values("optim.piwsl.eps_max", "> 0", 0, float("inf")),
+    *values("optim.piwsl.eps_max", ">= 0", -0.1, float("inf")),
     *values("loss_functions.0.energy.coefficient", ">= 0", -1, float("nan"), "one"),
     *values("model.cutoff", "> 0", 0, -5.0, float("nan"), "far"),
     *values("model.num_rbf", ">= 1", 0, -3, 1.5),
