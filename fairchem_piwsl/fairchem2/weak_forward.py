@@ -53,10 +53,13 @@ class WeakForward:
                 model.backbone.otf_graph = False
                 undo.callback(setattr, model.backbone, "otf_graph", True)
             has_list = lent is None and not getattr(model.backbone, "otf_graph", True)
-            shortest = shortest_distances(batch if has_list else lent, batch)
-            moved = self._displacements(plain, batch, lent, shortest)
-            positions = [batch.pos + moved.get(point, 0.0) for point in points]
-            positions[0].requires_grad_(s.differentiates)
+            moved: dict[str, Tensor] = {}
+            if s.differentiates:
+                positions = [batch.pos.detach().clone().requires_grad_()]
+            else:
+                shortest = shortest_distances(batch if has_list else lent, batch)
+                moved = self._displacements(plain, batch, lent, shortest)
+                positions = [batch.pos + moved.get(point, 0.0) for point in points]
             if any(drops(module) for module in model.modules()):
                 undo.enter_context(RepeatedDraws(len(points)))
             parts = cut(plain(stack(batch, positions, lent)), len(points))
