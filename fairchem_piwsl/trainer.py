@@ -16,7 +16,6 @@ from torch_geometric.data import Batch
 
 from fairchem_piwsl import losses
 from fairchem_piwsl.datasets.splits import evenly
-from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
 from fairchem_piwsl.settings import CLIP_GRAD_NORM, PIWSLSettings
@@ -27,7 +26,7 @@ from fairchem_piwsl.training.consistent_forces import (
     forces_are_gradients,
 )
 from fairchem_piwsl.training.copies import cut
-from fairchem_piwsl.training.energy_gradient import NO_GRADIENT
+from fairchem_piwsl.training.energy_gradient import without_gradient
 from fairchem_piwsl.training.loss_terms import Outputs, Term
 from fairchem_piwsl.training.missing_labels import labelled_structures, mean_over_ranks
 from fairchem_piwsl.training.numbered_batches import NumberedBatches, batch_number
@@ -154,12 +153,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
             )
             self.piwsl = s.without_weak_terms()
         elif s.differentiates and not self._holds(energy_of_model_is_differentiable):
-            if not s.auto:
-                raise UserError(
-                    f"optim.piwsl.eps_max is 0, but {NO_GRADIENT}; set a displacement in Angstrom."
-                )
-            self.piwsl = s.displaced()
-            logging.info(f"optim.piwsl.eps_max: {self.piwsl.eps_max}, since {NO_GRADIENT}")
+            self.piwsl = without_gradient(s, "optim.piwsl")
         if self.piwsl.auto and self.piwsl.balances and self.config["optim"].get("clip_grad_norm") is None:
             logging.info(f"optim.clip_grad_norm: {CLIP_GRAD_NORM}, since auto needs one and none is set")
             self.clip_grad_norm = CLIP_GRAD_NORM

@@ -10,7 +10,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.fairchem2 import heads
 from fairchem_piwsl.fairchem2.stacked_data import stack
 from fairchem_piwsl.settings import PIWSLSettings
-from fairchem_piwsl.training.energy_gradient import NO_GRADIENT, energy_is_differentiable
+from fairchem_piwsl.training.energy_gradient import energy_is_differentiable, without_gradient
 
 BLOCK = "runner.callbacks: PIWSLCallback"
 
@@ -81,10 +81,7 @@ def with_gradient(settings: PIWSLSettings, unit: Any, batch: AtomicData) -> PIWS
             return settings
     finally:
         model.train(training)
-    if not settings.auto:
-        raise UserError(f"{BLOCK}: eps_max is 0, but {NO_GRADIENT}; set a displacement in Angstrom.")
-    logging.info(f"PIWSL: eps_max {settings.displaced().eps_max}, since {NO_GRADIENT}")
-    return settings.displaced()
+    return without_gradient(settings, BLOCK)
 
 
 def inner_model(model: nn.Module) -> Any:

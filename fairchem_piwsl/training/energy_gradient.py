@@ -1,12 +1,31 @@
 """Whether an energy has a gradient to learn from, as PITC without displacements needs it."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-NO_GRADIENT = "the gradient of this model's energy cannot be had by automatic differentiation"
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.settings import PIWSLSettings
+
+
+def without_gradient(settings: PIWSLSettings, block: str) -> PIWSLSettings:
+    """`auto` with displacements, for an energy without a gradient to learn from.
+
+    Args:
+        block: where the settings stand, for messages.
+
+    Raises:
+        UserError: `eps_max: 0` was set by hand.
+    """
+    why = "the gradient of this model's energy cannot be had by automatic differentiation"
+    if not settings.auto:
+        raise UserError(f"{block}: eps_max is 0, but {why}; set a displacement in Angstrom.")
+    displaced = settings.displaced()
+    logging.info(f"{block}: eps_max {displaced.eps_max}, since {why}")
+    return displaced
 
 
 def energy_is_differentiable(

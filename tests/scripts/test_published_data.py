@@ -45,7 +45,15 @@ def test_every_data_set_of_the_recipes_has_a_job(tmp_path):
     from recipes.recipe_file import read_recipe
 
     used = set()
-    for name in ("self_tuning", "hand_chosen", "map", "learning_curve", "sensitivity", "extrapolation", "ablation"):
+    for name in (
+        "self_tuning",
+        "hand_chosen",
+        "map",
+        "learning_curve",
+        "sensitivity",
+        "extrapolation",
+        "ablation",
+    ):
         recipe = read_recipe(published_data.ROOT / "scripts" / "paper" / f"{name}.yml")
         used |= {data for block in recipe.runs for data in block.data}
     assert used <= set(published_data.jobs(tmp_path, tmp_path))
