@@ -1,4 +1,4 @@
-"""Whether an energy has a gradient to learn from, as PITC without displacements needs it."""
+"""Whether an energy has a gradient to learn from, as PITC without displacements needs it, and what is done where not."""
 
 import logging
 import math
