@@ -11,7 +11,7 @@ report of all. Data sets come from `piwsl prepare` or scripts/published_data.py;
 takes the example data where one is missing. Two steps that train nothing, also while trainings are unfinished:
 
     python scripts/paper.py map --cost                         what predictions and training steps cost, one after another
-    python scripts/paper.py map --publish                      finished runs to docs/results/map.json
+    python scripts/paper.py map --publish                      finished runs to docs/results/map.json, beside those there
 """
 
 import argparse
@@ -27,11 +27,12 @@ from recipes.carry_out import (
     without_missing_reference,
     write_trainings,
 )
-from recipes.collect import collect, cost_file, step_file
+from recipes.collect import collect, cost_file, step_file, with_published
 from recipes.compare import best_checkpoint
 from recipes.cost import prediction_cost, step_cost
 from recipes.recipe_file import PlannedRun, Recipe, read_recipe
 from recipes.results_figures import draw_all
+from recipes.results_file import read_results
 from recipes.scale import shrink
 from rich.console import Console
 from rich.table import Table
@@ -66,7 +67,9 @@ def main() -> None:
     step.add_argument(
         "--cost", action="store_true", help="time predictions and training steps of what is trained, and stop"
     )
-    step.add_argument("--publish", action="store_true", help="write docs/results/<recipe>.json, and stop")
+    step.add_argument(
+        "--publish", action="store_true", help="add finished runs to docs/results/<recipe>.json, and stop"
+    )
     args = parser.parse_args()
     if args.recipe is None:
         show_recipes()
@@ -157,18 +160,19 @@ def measure_cost(chosen: dict[str, PlannedRun], out: Path, cpu: bool) -> None:
 def write_results(
     recipe: Recipe, scale: str, planned: dict[str, PlannedRun], out: Path, publish: bool = False
 ) -> None:
-    """Every number of the finished runs as JSON and as pictures: in `out`, and in the documentation."""
+    """Every number of the finished runs as JSON and as pictures: in `out`, or added to what the documentation has."""
     results = collect(recipe, scale, planned, out)
     if publish and not results["runs"]:
         raise UserError(
             f"{out} holds no finished run of {recipe.name}: run the recipe first, or give its --out."
         )
-    places = {out / "results.json": out / "report"}
+    path, pictures = out / "results.json", out / "report"
     if publish:
-        places[PUBLISHED / f"{recipe.name}.json"] = ROOT / "docs" / "images"
-    for path, pictures in places.items():
-        write_json(path, results)
-        print(f"{len(results['runs'])} runs: {path}", *draw_all(results, pictures), sep="\n")
+        path, pictures = PUBLISHED / f"{recipe.name}.json", ROOT / "docs" / "images"
+        if path.exists():
+            results = with_published(results, read_results(path), planned)
+    write_json(path, results)
+    print(f"{len(results['runs'])} runs: {path}", *draw_all(results, pictures), sep="\n")
 
 
 def show_recipes() -> None:

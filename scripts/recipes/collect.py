@@ -48,6 +48,22 @@ def collect(recipe: Recipe, scale: str, planned: Mapping[str, PlannedRun], out: 
     }
 
 
+def with_published(
+    results: Mapping[str, Any], published: Mapping[str, Any], planned: Mapping[str, PlannedRun]
+) -> dict[str, Any]:
+    """Results with the published runs that they lack, in the order of the plan: a recipe may run on several machines.
+
+    A published run that the recipe no longer has, or has with other settings, is left out.
+    """
+    order = [(run.data.name, run.model, run.label, dict(run.settings)) for run in planned.values()]
+    runs = {}
+    for run in (*published["runs"], *results["runs"]):
+        kind = (run["data"], run["model"], run["method"], run["settings"])
+        if kind in order:
+            runs[order.index(kind), run["seed"]] = run
+    return {**results, "runs": [runs[place] for place in sorted(runs)]}
+
+
 def _seed(folder: Path) -> int:
     return int(folder.name.removeprefix("seed"))
 

@@ -8,7 +8,8 @@ import re
 import paper
 import publish
 import pytest
-from helpers_results import comparison
+from helpers_results import comparison, made_up_run, results
+from recipes.collect import with_published
 from recipes.results_file import read_results
 from recipes.results_tables import CHANGED
 from scipy import stats
@@ -61,6 +62,23 @@ def test_nothing_is_published_of_a_recipe_without_finished_runs(tmp_path, monkey
     with pytest.raises(paper.UserError, match="holds no finished run of self_tuning"):
         paper.write_results(recipe, "smoke", planned, tmp_path / "runs", publish=True)
     assert not (tmp_path / "docs").exists()
+
+
+def test_publishing_adds_to_what_is_published():
+    recipe = paper.read_recipe(paper.RECIPES / "sensitivity.yml")
+    planned = recipe.plan(paper.CONFIGS, small=True)
+    name, settings = "pitc_k_2nd0_c_pitc1_eps_max0.01", {"k_2nd": 0, "c_pitc": 1, "eps_max": 0.01}
+    data = ("rmd17_aspirin_100", "painn")
+    published = [
+        made_up_run(*data, name, 0, 3.0, 4.0, settings=settings),
+        made_up_run(*data, "baseline", 1, 6.0, 4.2),
+        made_up_run(*data, "baseline", 0, 6.1, 4.2),
+        made_up_run(*data, "of_an_older_recipe", 0, 1.0, 1.0),
+        made_up_run(*data, "pitc_k_2nd0_c_pitc10_eps_max0.1", 0, 1.0, 1.0, settings=settings),
+    ]
+    new = [made_up_run(*data, "baseline", 0, 5.9, 4.1), made_up_run(*data, "baseline", 2, 5.8, 4.3)]
+    found = with_published(results(new), results(published), planned)
+    assert found["runs"] == [new[0], published[1], new[1], published[0]]
 
 
 def claims():
