@@ -18,6 +18,8 @@ from recipes.scale import data_folder
 
 #: what `auto` decides, as the trainer logs it
 DECIDED = ("train/weight_", "train/gradient_", "train/eps_max")
+#: what is measured once for runs that have these in common
+COSTS = {"cost": ("data", "model"), "step_seconds": ("data", "model", "method")}
 ENERGY_ERRORS = ("energy_rmse", "energy_mae", "energy_per_atom_rmse", "energy_per_atom_mae")
 ERRORS = (*ENERGY_ERRORS, "forces_rmse", "forces_mae", "forces_cosine")
 
@@ -53,7 +55,8 @@ def with_published(
 ) -> dict[str, Any]:
     """Results with the published runs that they lack, in the order of the plan: a recipe may run on several machines.
 
-    A published run that the recipe no longer has, or has with other settings, is left out.
+    A published run that the recipe no longer has, or has with other settings, is left out. Costs that were measured for
+    one seed hold for all.
     """
     order = [(run.data.name, run.model, run.label, dict(run.settings)) for run in planned.values()]
     runs = {}
@@ -61,7 +64,13 @@ def with_published(
         kind = (run["data"], run["model"], run["method"], run["settings"])
         if kind in order:
             runs[order.index(kind), run["seed"]] = run
-    return {**results, "runs": [runs[place] for place in sorted(runs)]}
+    found = [runs[place] for place in sorted(runs)]
+    for cost, same in COSTS.items():
+        known = {tuple(run[name] for name in same): run[cost] for run in found if cost in run}
+        for i, run in enumerate(found):
+            if (place := tuple(run[name] for name in same)) in known:
+                found[i] = {cost: known[place], **run}
+    return {**results, "runs": found}
 
 
 def _seed(folder: Path) -> int:

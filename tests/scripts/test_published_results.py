@@ -81,6 +81,21 @@ def test_publishing_adds_to_what_is_published():
     assert found["runs"] == [new[0], published[1], new[1], published[0]]
 
 
+def test_published_costs_hold_for_new_seeds():
+    recipe = paper.read_recipe(paper.RECIPES / "map.yml")
+    planned = recipe.plan(paper.CONFIGS, small=True)
+    cost = {"seconds": 0.006}
+    data = ("rmd17_aspirin_100", "painn")
+    published = [
+        made_up_run(*data, "baseline", 0, 6.1, 4.2, cost=cost, step_seconds=0.05),
+        made_up_run(*data, "auto", 0, 2.4, 4.1, cost=cost, step_seconds=0.07),
+    ]
+    new = [made_up_run(*data, "auto", 1, 2.3, 4.0), made_up_run("tio2_100", "painn", "auto", 0, 22.0, 6.3)]
+    _, old, added, other = with_published(results(new), results(published), planned)["runs"]
+    assert (old, added) == (published[1], new[0] | {"cost": cost, "step_seconds": 0.07})
+    assert other == new[1]
+
+
 def claims():
     """Rows of the table of claims: the paper's numbers, ours without what `publish.py` writes."""
     lines = (publish.DOCS / "claims.md").read_text().splitlines()
