@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +56,22 @@ def with_published(
 ) -> dict[str, Any]:
     """Results with the published runs that they lack, in the order of the plan: a recipe may run on several machines.
 
-    A published run that the recipe no longer has, or has with other settings, is left out. Costs that were measured for
-    one seed hold for all.
+    A published run that the recipe no longer has, or has with another length or with other values of what it varies, is
+    left out; other keys of a method are not in the file. Costs that were measured for one seed hold for all.
     """
-    order = [(run.data.name, run.model, run.label, dict(run.settings)) for run in planned.values()]
+    kind = itemgetter("data", "model", "method", "length", "settings")
+    order = [
+        (run.data.name, run.model, run.label, run.length, dict(run.settings)) for run in planned.values()
+    ]
     runs = {}
     for run in (*published["runs"], *results["runs"]):
-        kind = (run["data"], run["model"], run["method"], run["settings"])
-        if kind in order:
-            runs[order.index(kind), run["seed"]] = run
+        if kind(run) in order:
+            runs[order.index(kind(run)), run["seed"]] = run
     found = [runs[place] for place in sorted(runs)]
     for cost, same in COSTS.items():
-        known = {tuple(run[name] for name in same): run[cost] for run in found if cost in run}
-        for i, run in enumerate(found):
-            if (place := tuple(run[name] for name in same)) in known:
-                found[i] = {cost: known[place], **run}
+        place = itemgetter(*same)
+        known = {place(run): {cost: run[cost]} for run in found if cost in run}
+        found = [known.get(place(run), {}) | run for run in found]
     return {**results, "runs": found}
 
 
