@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from example_data import example_data
+from publish import shown_pictures
 from recipes.carry_out import (
     carry_out,
     finish,
@@ -160,19 +161,20 @@ def measure_cost(chosen: dict[str, PlannedRun], out: Path, cpu: bool) -> None:
 def write_results(
     recipe: Recipe, scale: str, planned: dict[str, PlannedRun], out: Path, publish: bool = False
 ) -> None:
-    """Every number of the finished runs as JSON and as pictures: in `out`, or added to what the documentation has."""
+    """Every number of the finished runs as JSON and as pictures: in `out`, or added to what the documentation shows."""
     results = collect(recipe, scale, planned, out)
     if publish and not results["runs"]:
         raise UserError(
             f"{out} holds no finished run of {recipe.name}: run the recipe first, or give its --out."
         )
-    path, pictures = out / "results.json", out / "report"
+    path, pictures, only = out / "results.json", out / "report", None
     if publish:
         path, pictures = PUBLISHED / f"{recipe.name}.json", ROOT / "docs" / "images"
+        only = shown_pictures()
         if path.exists():
             results = with_published(results, read_results(path), planned)
     write_json(path, results)
-    print(f"{len(results['runs'])} runs: {path}", *draw_all(results, pictures), sep="\n")
+    print(f"{len(results['runs'])} runs: {path}", *draw_all(results, pictures, only), sep="\n")
 
 
 def show_recipes() -> None:

@@ -9,6 +9,7 @@ PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
 A change within a line stands between `<!-- change: RECIPE DATA/MODEL METHOD energy|forces -->` and `<!-- end of change -->`.
 """
 
+import re
 from pathlib import Path
 
 from recipes.results_file import read_results
@@ -24,6 +25,11 @@ PAGES = (*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md")
 def published(page: Path, docs: Path = DOCS) -> str:
     """The text of a page with its tables as the results say."""
     return fill(page.read_text(), lambda recipe: read_results(docs / "results" / f"{recipe}.json"))
+
+
+def shown_pictures() -> set[str]:
+    """The files of docs/images that a page shows."""
+    return {name for page in PAGES for name in re.findall(r"images/(\w+\.png)", page.read_text())}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +259,8 @@ def _shown(name: str) -> str:
     return name.replace("_", " ")
 
 
-def draw_all(results: Results, folder: Path) -> list[Path]:
-    """Every picture for which there are numbers, as `<recipe>_<picture>.png` in `folder`."""
+def draw_all(results: Results, folder: Path, only: Collection[str] | None = None) -> list[Path]:
+    """Every picture for which there are numbers, as `<recipe>_<picture>.png` in `folder`; those of `only`, if given."""
     from recipes.sensitivity_figure import sensitivity
 
     pictures: dict[str, Callable[[Results, Path], Path | None]] = {
@@ -270,5 +270,6 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
         "sensitivity": sensitivity,
         "temperatures": temperatures,
     }
-    drawn = [draw(results, folder / f"{results['recipe']}_{name}.png") for name, draw in pictures.items()]
+    files = {f"{results['recipe']}_{name}.png": draw for name, draw in pictures.items()}
+    drawn = [draw(results, folder / name) for name, draw in files.items() if only is None or name in only]
     return [path for path in drawn if path is not None]

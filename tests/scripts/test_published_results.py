@@ -55,6 +55,10 @@ def test_another_number_in_a_page_or_in_the_results_is_found(tmp_path):
     assert publish.published(page, tmp_path) != page.read_text()
 
 
+def test_every_picture_is_shown_by_a_page_and_every_shown_one_is_there():
+    assert {path.name for path in (publish.DOCS / "images").iterdir()} == publish.shown_pictures()
+
+
 def test_nothing_is_published_of_a_recipe_without_finished_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(paper, "PUBLISHED", tmp_path / "docs")
     recipe = paper.read_recipe(paper.RECIPES / "self_tuning.yml")

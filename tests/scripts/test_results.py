@@ -228,6 +228,11 @@ def test_pictures_are_drawn_where_there_are_numbers(name, pictures, tmp_path):
     assert all(path.read_bytes().startswith(PNG) for path in drawn)
 
 
+def test_only_chosen_pictures_are_drawn(tmp_path):
+    drawn = draw_all(helpers_results.comparison(), tmp_path, {"made_up_cost.png", "another_heat_map.png"})
+    assert drawn == list(tmp_path.iterdir()) == [tmp_path / "made_up_cost.png"]
+
+
 def test_few_finished_runs_are_no_error(tmp_path):
     one = results([made_up_run("d", "m", "baseline", 0, 1.0, 1.0)])
     assert draw_all(one, tmp_path) == []
