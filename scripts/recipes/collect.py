@@ -18,7 +18,7 @@ from recipes.recipe_file import PlannedRun, Recipe
 from recipes.scale import data_folder
 
 #: what `auto` decides, as the trainer logs it
-DECIDED = ("train/weight_", "train/gradient_", "train/eps_max")
+DECIDED = ("train/weight_", "train/gradient_")
 #: what is measured once for runs that have these in common
 COSTS = {"cost": ("data", "model"), "step_seconds": ("data", "model", "method")}
 ENERGY_ERRORS = ("energy_rmse", "energy_mae", "energy_per_atom_rmse", "energy_per_atom_mae")
@@ -120,14 +120,18 @@ def _further(tests: Mapping[str, Path]) -> dict[str, dict[str, float]]:
 
 
 def _decided(folder: Path, config: Mapping[str, Any]) -> dict[str, float]:
-    """The last value of each weight and norm, and fixed settings, for methods whose weights set themselves."""
+    """The last value of each weight and norm of a method whose weights set themselves, and the displacement of its config.
+
+    Without one, the model says whether there is any, which is not in the files of a run.
+    """
     if not get_value(config, "optim.piwsl.auto"):
         return {}
     own = PIWSLSettings.from_config(config["optim"]["piwsl"])
     curves = read_curves(next((folder / "logs" / "tensorboard").iterdir()))
     found = {tag: curve for tag, curve in curves.items() if tag.startswith(DECIDED)}
     last = {tag.removeprefix("train/"): float(curve.value[-1]) for tag, curve in found.items()}
-    return {"eps_max": own.eps_max, "every_n_steps": own.every_n_steps, **last}
+    given = {"eps_max": own.eps_max, "every_n_steps": own.every_n_steps} if own.eps_max else {}
+    return given | last
 
 
 def cost_file(run: PlannedRun, out: Path) -> Path:

@@ -54,9 +54,11 @@ def _chosen(results: Mapping[str, Any], data: str) -> tuple[float, float] | None
     """
     decided = [run["decided"] for run in results["runs"] if run["data"] == data and "decided" in run]
     points = [
-        [one["weight_pitc"] / one["every_n_steps"], one["eps_max"]] for one in decided if "weight_pitc" in one
+        [one["weight_pitc"] / one["every_n_steps"], one["eps_max"]]
+        for one in decided
+        if {"weight_pitc", "eps_max"} <= one.keys()
     ]
-    if not points or not np.all(np.array(points) > 0):
+    if not points:
         return None
     weight, eps = np.exp(np.log(points).mean(axis=0))
     return float(weight), float(eps)
