@@ -251,7 +251,10 @@ def test_point_of_auto_on_the_grid_has_the_weight_of_a_step():
     assert _chosen(helpers_results.grid(), "rmd17_aspirin_100") == pytest.approx((4.0, 0.08))
     assert _chosen(helpers_results.comparison(), "rmd17_aspirin_100") is None
     without_displacement = {"decided": {"weight_pitc": 12.0}}
-    assert _chosen(results([made_up_run("d", "painn", "auto", 0, 2.9, 4.1, **without_displacement)]), "d") is None
+    assert (
+        _chosen(results([made_up_run("d", "painn", "auto", 0, 2.9, 4.1, **without_displacement)]), "d")
+        is None
+    )
 
 
 @pytest.mark.parametrize(
