@@ -57,20 +57,18 @@ def with_published(
     """Results with the published runs that they lack, in the order of the plan: a recipe may run on several machines.
 
     A published run that the recipe no longer has, or has with another length or with other values of what it varies, is
-    left out; other keys of a method are not in the file. Costs that were measured for one seed hold for all.
+    left out; other keys of a method are not in the file. Costs that were measured for one seed, or published, hold for all.
     """
     kind = itemgetter("data", "model", "method", "length", "settings")
     order = [
         (run.data.name, run.model, run.label, run.length, dict(run.settings)) for run in planned.values()
     ]
-    runs = {}
-    for run in (*published["runs"], *results["runs"]):
-        if kind(run) in order:
-            runs[order.index(kind(run)), run["seed"]] = run
+    known_runs = [*published["runs"], *results["runs"]]
+    runs = {(order.index(kind(run)), run["seed"]): run for run in known_runs if kind(run) in order}
     found = [runs[place] for place in sorted(runs)]
     for cost, same in COSTS.items():
         place = itemgetter(*same)
-        known = {place(run): {cost: run[cost]} for run in found if cost in run}
+        known = {place(run): {cost: run[cost]} for run in known_runs if cost in run}
         found = [known.get(place(run), {}) | run for run in found]
     return {**results, "runs": found}
 

@@ -138,16 +138,17 @@ def sizes(results: Results, pattern: str = "*") -> str:
 def grid(results: Results, pattern: str = "*") -> str:
     """Energy and force errors of runs that vary several settings: the last one across, the others down."""
     rows, columns = [], _values(results, -1)
-    for (data, _), methods in grouped(results, pattern).items():
+    for (data, model), methods in grouped(results, pattern).items():
         lines: dict[tuple[str, ...], dict[float, Run]] = {}
         for [run, *_] in methods.values():
             if run["settings"]:
                 *keys, last = run["settings"].items()
                 lines.setdefault(tuple(f"{k} {v:g}" for k, v in keys), {})[last[1]] = run
         for names, cells in lines.items():
-            rows.append([data, ", ".join(names), *(_pair(cells.get(value)) for value in columns)])
+            rows.append([data, model, ", ".join(names), *(_pair(cells.get(value)) for value in columns)])
     last_key = next((list(run["settings"])[-1] for run in results["runs"] if run["settings"]), "")
-    return markdown_table(("data", "settings", *(f"{last_key} {v:g}: E, F" for v in columns)), rows)
+    header = ("data", "model", "settings", *(f"{last_key} {v:g}: E, F" for v in columns))
+    return markdown_table(header, rows, left=(0, 1, 2))
 
 
 def cost(results: Results, pattern: str = "*") -> str:

@@ -98,6 +98,9 @@ def test_published_costs_hold_for_new_seeds():
     _, old, added, other = with_published(results(new), results(published), planned)["runs"]
     assert (old, added) == (published[1], new[0] | {"cost": cost, "step_seconds": 0.07})
     assert other == new[1]
+    again = made_up_run(*data, "auto", 0, 2.2, 4.0)
+    _, replaced = with_published(results([again]), results(published), planned)["runs"]
+    assert replaced == again | {"cost": cost, "step_seconds": 0.07}
 
 
 def claims():

@@ -145,8 +145,8 @@ def test_grid_table_has_the_last_setting_across():
         for e in (0.1, 0.2)
     ]
     lines = TABLES["grid"](results(runs), "*").splitlines()
-    assert lines[0] == "| data | settings | eps_max 0.1: E, F | eps_max 0.2: E, F |"
-    assert lines[3] == "| d | c_pitc 2 | 20.10, 1.00 | 20.20, 1.00 |"
+    assert lines[0] == "| data | model | settings | eps_max 0.1: E, F | eps_max 0.2: E, F |"
+    assert lines[3] == "| d | m | c_pitc 2 | 20.10, 1.00 | 20.20, 1.00 |"
 
 
 @pytest.mark.parametrize("name", ["comparison", "learning_curve", "grid", "extrapolation"])

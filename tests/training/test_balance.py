@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fairchem_piwsl.settings import AUTO, AUTO_DISPLACED, CLIP_GRAD_NORM, PIWSLSettings
 from fairchem_piwsl.training.balance import (
+    LARGEST_VALUE,
     GeometricMean,
     GradientBalance,
     bounded,
@@ -33,11 +34,14 @@ def linear(theta: Tensor, *gradient: float, value: float = 0.0) -> Tensor:
 
 
 def toy(energy: float = 1.0, weak: float = 1.0) -> tuple[list[Term], Tensor]:
-    """Gradients (3, 0, 0) x energy, (0, 4, 0) with weight 10, and (0, 1, 2) x weak; one parameter of three numbers."""
+    """Gradients (3, 0, 0) x energy, (0, 4, 0) with weight 10, and (0, 1, 2) x weak; one parameter of three numbers.
+
+    Values are 1 x energy, 3 with weight 10, and 4 x weak, so that gradients decide.
+    """
     theta = torch.zeros(3, requires_grad=True)
     return [
-        Term("energy", linear(theta, 3 * energy, 0, 0), 1.0),
-        Term("forces", linear(theta, 0, 4, 0), 10.0),
+        Term("energy", linear(theta, 3 * energy, 0, 0, value=energy), 1.0),
+        Term("forces", linear(theta, 0, 4, 0, value=3.0), 10.0),
         Term("pitc", linear(theta, 0, weak, 2 * weak, value=4 * weak), 1.0, weak=True),
     ], theta
 
@@ -65,6 +69,29 @@ def test_weights_make_the_norms_the_set_multiples():
     assert weights["pitc"] * math.sqrt(5) == pytest.approx(0.3 * supervised)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1000.0])
+def test_where_a_gradient_is_next_to_nothing_values_limit_the_weight(unit):
+    """An output that hardly depends on the parameters yet: equal norms would ask for a millionfold weight."""
+    theta = torch.zeros(2, requires_grad=True)
+    terms = [
+        Term("energy", linear(theta, 1e-6 * unit, 0, value=5 * unit), 1.0),
+        Term("forces", linear(theta, 0, 4, value=3.0), 10.0),
+        Term("pitc", linear(theta, 1e-6 * unit, 0, value=7 * unit), 2.0, weak=True),
+    ]
+    weights = balanced(terms, theta, energy_share=0.5, weak_share=0.3)
+    assert weights["energy"] * 5 * unit == pytest.approx(LARGEST_VALUE["energy"] * 0.5 * 30)
+    assert weights["pitc"] * 7 * unit == pytest.approx(LARGEST_VALUE["weak"] * 0.3 * (30 + 0.5 * 30))
+
+
+def test_labels_that_are_met_exactly_leave_the_weights_as_they_are():
+    theta = torch.zeros(2, requires_grad=True)
+    terms = [
+        Term("forces", linear(theta, 0, 4), 10.0),
+        Term("pitc", linear(theta, 1, 0, value=1.0), 1.0, weak=True),
+    ]
+    assert balanced(terms, theta, energy_share=0.0, weak_share=0.3)["pitc"] == 1.0
+
+
 def test_energy_alone_keeps_its_weight_and_is_the_measure_of_the_weak_terms():
     terms, theta = toy()
     weights = balanced([terms[0], terms[2]], theta, energy_share=0.5, weak_share=0.3)
@@ -75,7 +102,7 @@ def test_energy_alone_keeps_its_weight_and_is_the_measure_of_the_weak_terms():
 def test_weak_terms_share_one_factor():
     theta = torch.zeros(2, requires_grad=True)
     terms = [
-        Term("forces", linear(theta, 3, 4), 1.0),
+        Term("forces", linear(theta, 3, 4, value=1.0), 1.0),
         Term("pitc", linear(theta, 1, 0, value=1.0), 2.0, weak=True),
         Term("pisc", linear(theta, 0, 1, value=1.0), 1.0, weak=True),
     ]
