@@ -58,7 +58,7 @@ def _chosen(results: Mapping[str, Any], data: str) -> tuple[float, float] | None
         for one in decided
         if {"weight_pitc", "eps_max"} <= one.keys()
     ]
-    if not points:
+    if not points or not np.all(np.array(points) > 0):
         return None
     weight, eps = np.exp(np.log(points).mean(axis=0))
     return float(weight), float(eps)
