@@ -67,7 +67,7 @@ def sweep_content(function: str = "parabola", **changes: Any) -> dict[str, Any]:
         "trials": 6,
         "workers": 2,
         "cpu": True,
-        "heartbeat": {"interval": 0.5, "grace": 3},
+        "heartbeat": {"interval": 0.5, "grace": 10},
         **changes,
     }
 
