@@ -152,13 +152,15 @@ def grid(results: Results, pattern: str = "*") -> str:
 
 
 def cost(results: Results, pattern: str = "*") -> str:
-    """Seconds of a training step and of a prediction, and dynamics in a day."""
+    """Seconds of a training step and of a prediction, and dynamics in a day, where either was measured."""
     rows = []
     for (data, model), methods in grouped(results, pattern).items():
         measured = next((run["cost"] for runs in methods.values() for run in runs if "cost" in run), None)
         best = best_baseline(methods)
         before = _step(methods[best]) if best is not None else None
         auto = _step(methods["auto"]) if "auto" in methods else None
+        if measured is None and before is None:
+            continue
         rows.append(
             [
                 data,

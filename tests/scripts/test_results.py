@@ -90,8 +90,10 @@ def test_gains_table_keeps_runs_without_force_labels_apart():
 def test_cost_table_compares_steps_that_were_measured():
     row = TABLES["cost"](helpers_results.comparison(), "rmd17_aspirin_100/painn").splitlines()[2]
     assert row.startswith("| rmd17_aspirin_100 | painn | 34 | 1.32 | 4.0 |")  # baseline_30: 101 s
-    row = TABLES["cost"](results([made_up_run("d", "m", "baseline", 0, 6.0, 4.0)]), "*").splitlines()[2]
-    assert row == "| d | m |  |  |  |  |"
+    unmeasured = made_up_run("d", "m", "baseline", 0, 6.0, 4.0)
+    assert TABLES["cost"](results([unmeasured]), "*").splitlines()[2:] == []
+    [row] = TABLES["cost"](results([unmeasured | {"step_seconds": 0.05}]), "*").splitlines()[2:]
+    assert row == "| d | m | 50 |  |  |  |"
 
 
 def test_steps_table_has_kernels_where_there_is_a_gpu():
