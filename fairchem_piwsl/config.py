@@ -145,10 +145,28 @@ def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
             yield str(key)
 
 
-def read_config(path: Path, overrides: Sequence[str] = (), method: str | None = None) -> dict[str, Any]:
-    """A config with what the command line lays over it: a method, then `--key=value`."""
+def read_config(
+    path: Path, overrides: Sequence[str] = (), method: str | None = None, data: Path | None = None
+) -> dict[str, Any]:
+    """A config with what the command line lays over it: a data set, a method, then `--key=value`."""
     config = load_config(path)
+    config = with_data(config, data) if data else config
     return with_overrides(with_method(config, method) if method else config, overrides)
+
+
+def with_data(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The config on another data set, with nothing of its own block `dataset`.
+
+    Raises:
+        UserError: the folder has no data set that `piwsl prepare` wrote for fairchem 1.10.
+    """
+    path = folder / "dataset.yml"
+    block = read_yaml(path, "the data set's").get("dataset") if path.is_file() else None
+    if block is None:
+        raise UserError(
+            f"--data {folder} has no {path.name} of `piwsl prepare`: give the folder of its --out."
+        )
+    return {**config, "dataset": block}
 
 
 def with_method(config: Mapping[str, Any], method: str) -> dict[str, Any]:

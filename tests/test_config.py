@@ -13,6 +13,7 @@ from fairchem_piwsl.config import (
     parse_value,
     read_config,
     read_yaml,
+    with_data,
     with_method,
     with_overrides,
 )
@@ -207,6 +208,29 @@ def test_a_method_of_one_s_own_and_a_trainer_of_one_s_own(tmp_path):
         with_method({"optim": {}}, "piwsl")
     with pytest.raises(UserError, match=r"--method weak_labl is not one of .*; did you mean weak_label\?"):
         with_method(OWN, "weak_labl")
+
+
+def test_data_of_one_s_own_take_the_place_of_the_config_s(parts, tmp_path):
+    (tmp_path / "dataset.yml").write_text("dataset: {train: {src: mine.lmdb}}")
+    own = {
+        "dataset": {"train": {"src": "a.lmdb", "first_n": 5}, "test": {"src": "b.lmdb"}},
+        "optim": {"max_epochs": 1},
+    }
+    assert with_data(own, tmp_path) == {
+        "dataset": {"train": {"src": "mine.lmdb"}},
+        "optim": {"max_epochs": 1},
+    }
+    flags = ["--mode", "train", "--config-yml", str(parts), "--data", str(tmp_path)]
+    args, overrides = read_arguments([*flags, "--dataset.train.first_n=7"])
+    assert build_configs(args, overrides)[0]["dataset"] == {"train": {"src": "mine.lmdb", "first_n": 7}}
+
+
+@pytest.mark.parametrize("content", [None, "train_dataset: {}"])  # nothing, or what is for fairchem 2
+def test_a_folder_without_data_is_named(content, tmp_path):
+    if content:
+        (tmp_path / "dataset.yml").write_text(content)
+    with pytest.raises(UserError, match=rf"--data {tmp_path} has no dataset.yml of `piwsl prepare`: give"):
+        with_data({}, tmp_path)
 
 
 def test_methods_of_the_command_line(parts):

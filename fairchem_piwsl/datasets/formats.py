@@ -26,7 +26,7 @@ class Format:
     lines: Callable[[Path, Mapping[str, Any]], str]
     #: printed to be pasted
     pasted: Callable[[Path, Mapping[str, Any]], str]
-    #: how to use the lines; {file} is `dataset.yml`
+    #: how to use the lines; {file} is `dataset.yml` in {folder}
     hint: str
     #: whether one batch may hold periodic and other structures
     mixes_boundaries: bool
@@ -37,7 +37,7 @@ FORMATS = {
         LmdbWriter,
         lambda out, result: summary.as_yaml(summary.dataset_block(out, list(result["splits"]))),
         lambda out, result: summary.config_lines(out, list(result["splits"])),
-        "Paste into a config (or write `includes: [{file}]` for the dataset block):",
+        "Train any config on it with `--data {folder}`, or paste into a config of your own:",
         mixes_boundaries=False,
     ),
     "aselmdb": Format(

@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
         help="Another method for the config: baseline, noisy_nodes, weak_label, second_order, auto, a file "
         "with optim.piwsl, or piwsl, the config's own. Several make one run each.",
     )
+    parser.add_argument(
+        "--data", type=Path, help="Folder of `piwsl prepare` to train on instead of the config's"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="One run for each of these seeds")
     parser.add_argument(
         "--trust-checkpoint",

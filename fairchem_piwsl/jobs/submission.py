@@ -30,7 +30,7 @@ def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[s
         if not path.exists():
             raise UserError(f"config {path} does not exist: check --config-yml; an override is --key=value.")
     choices = list(itertools.product(args.config_yml, args.method or [None]))
-    bases = {choice: read_config(choice[0], method=choice[1]) for choice in choices}
+    bases = {choice: read_config(choice[0], method=choice[1], data=args.data) for choice in choices}
     configs: list[dict[str, Any]] = []
     for (path, method), seed in itertools.product(choices, args.seeds or [args.seed]):
         config = with_flags(bases[path, method], argparse.Namespace(**{**vars(args), "seed": seed}))

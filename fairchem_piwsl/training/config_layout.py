@@ -191,6 +191,9 @@ def _optim(optim: Mapping[str, Any]) -> Block:
     # settings of schedulers that an override has replaced may stay behind
     arguments = [of_signature(kind, ("optimizer", "lr_lambda", "verbose")) for kind in SCHEDULERS.values()]
     own = of_signature(scheduler, ("optimizer", "lr_lambda", "verbose")) if scheduler else Block({})
+    required = [
+        name for name in own.required if name != "T_max"
+    ]  # the plugin's trainer knows the length of the run
     cosine = ["scheduler_params"] if optim.get("scheduler") == "LambdaLR" and "lr_lambda" not in optim else []
     return Block(
         {
@@ -227,7 +230,7 @@ def _optim(optim: Mapping[str, Any]) -> Block:
             "verbose": ANYTHING,
             "lr_lambda": Kind("a function", callable),
         },
-        required=("num_workers", "max_epochs", "lr_initial", *own.required, *cosine),
+        required=("num_workers", "max_epochs", "lr_initial", *required, *cosine),
     )
 
 

@@ -84,6 +84,8 @@ def check_config(config: Mapping[str, Any], needs_data: bool = True, reads_data:
     _check_files(config)
     primary = _check_primary_metric(config, settings, own)
     training = config.get("mode", "train") == "train"
+    if not own and config["optim"].get("scheduler") == "CosineAnnealingLR" and "T_max" not in config["optim"]:
+        raise UserError("optim.T_max is missing, which the stock trainer needs; add it, in steps.")
     present = splits(config["dataset"])
     if training and needs_data and "train" not in present:
         raise UserError(

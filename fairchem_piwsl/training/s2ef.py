@@ -178,10 +178,11 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
 
 
 def with_schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> dict[str, Any]:
-    """`optim` with the function that `scheduler_params` describes, if it has this block.
+    """`optim` with what its schedule leaves to the length of the run.
 
-    Upstream's own trainer reads the block for Equiformer v2 only. The cosine goes from 1 to `lr_min_factor`
-    at the end of `max_epochs`:
+    `CosineAnnealingLR` without `T_max` ends with the last step. `LambdaLR` gets the function that `scheduler_params`
+    describes, which upstream's own trainer reads for Equiformer v2 only: a cosine from 1 to `lr_min_factor` at the end
+    of `max_epochs`:
 
     ```yaml
     optim:
@@ -197,6 +198,8 @@ def with_schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> dict[str, A
         optim: the checked block of a config; it is not changed.
         steps_per_epoch: batches of the training set on one rank.
     """
+    if optim.get("scheduler") == "CosineAnnealingLR":
+        return {"T_max": optim["max_epochs"] * steps_per_epoch, **optim}
     if optim.get("scheduler") != "LambdaLR" or "lr_lambda" in optim:
         return dict(optim)
     params = optim["scheduler_params"]

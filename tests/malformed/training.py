@@ -252,7 +252,12 @@ MISSING_KEYS = [
         "dataset.train.src": "piwsl prepare",
     }.items()
 ] + [
-    case("missing-T_max", {"optim.scheduler": "CosineAnnealingLR"}, "optim.T_max is missing", "add it"),
+    case(
+        "missing-T_max",
+        {"trainer": "ocp", "optim.scheduler": "CosineAnnealingLR", "optim.piwsl": MISSING},
+        "optim.T_max is missing",
+        "add it",
+    ),
     case("missing-lambda", {"optim.scheduler": "LambdaLR"}, "optim.scheduler_params is missing", "add it"),
     case(
         "missing-in-lambda",

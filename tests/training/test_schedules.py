@@ -38,6 +38,19 @@ def test_other_schedules_are_left_alone():
     assert with_schedule(optim, 10) == optim
 
 
+def test_a_cosine_without_an_end_ends_with_the_run():
+    optim = {"scheduler": "CosineAnnealingLR", "max_epochs": 4}
+    assert with_schedule(optim, 10) == {**optim, "T_max": 40}
+    assert with_schedule({**optim, "T_max": 7}, 10) == {**optim, "T_max": 7}
+
+
+def test_trainer_ends_a_cosine_with_the_last_step(tiny_data: Path, tmp_path: Path):
+    trainer = make_trainer(make_config(tiny_data, tmp_path, scheduler="CosineAnnealingLR"))
+    trainer.train()
+    assert trainer.scheduler.get_lr() == pytest.approx(0.0, abs=1e-12)
+    assert "T_max" not in trainer.config["optim"]
+
+
 @pytest.mark.parametrize(
     ("params", "key"),
     [
