@@ -11,7 +11,7 @@ its data set and model are read, and `optim.finetune_from` where the weights com
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ import torch
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
+from fairchem.core.modules.normalization.normalizer import create_normalizer
 from fairchem.core.modules.scaling.compat import load_scales_compat
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from fairchem_piwsl.config import get_value
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoint_files import copy_averaged_weights, load_weights, read_checkpoint
@@ -46,21 +48,21 @@ def start_from(model: nn.Module, path: str) -> None:
 
 
 def references_of_difference(
-    model: nn.Module, structures: Iterable[Data], ev_per_output: float = 1.0
+    model: nn.Module, structures: Iterable[Data], in_ev: Callable[[Tensor], Tensor] = lambda energy: energy
 ) -> np.ndarray:
     """Energy of each element [119] in eV that brings the model's energies closest to the labels.
 
     Args:
-        model: returns `energy` [B] in units of `ev_per_output`, without references.
+        model: returns `energy` [B] without references.
         structures: records with `energy` in eV, NaN where there is no label.
-        ev_per_output: eV in one unit of the model's energy.
+        in_ev: the model's energy in eV, as a normaliser's `denorm`.
     """
     model.eval()
     compositions, differences = [], []
     for structure in structures:
         batch = data_list_collater([structure], otf_graph=True)
         with torch.no_grad():
-            predicted = float(model(batch)["energy"]) * ev_per_output
+            predicted = float(in_ev(model(batch)["energy"]))
         compositions.append(composition(structure.atomic_numbers.long().numpy()))
         differences.append(float(structure.energy) - predicted)
     return fit_references(np.array(compositions), np.array(differences))
@@ -82,6 +84,7 @@ def from_config(config: Mapping[str, Any]) -> np.ndarray:
     model = build_model(block)
     if checkpoint:
         start_from(model, checkpoint)
-    unit = (train.pop("transforms", None) or {}).get("normalizer", {}).get("energy", {}).get("stdev", 1.0)
+    normalizer = get_value(train.pop("transforms", None), "normalizer.energy")
+    in_ev = {"in_ev": create_normalizer(**normalizer).denorm} if normalizer else {}
     data = create_dataset(train, "train")
-    return references_of_difference(model, (data[i] for i in range(len(data))), unit)
+    return references_of_difference(model, (data[i] for i in range(len(data))), **in_ev)

@@ -35,7 +35,7 @@ def test_the_difference_of_the_levels_is_found():
         total = own + sum(shift[z] for z in record.atomic_numbers.tolist())
         record.energy = torch.tensor(total, dtype=torch.float64)
     records[4].energy = torch.tensor(float("nan"))
-    references = references_of_difference(Distances(), records, KCAL_PER_MOL)
+    references = references_of_difference(Distances(), records, lambda energy: KCAL_PER_MOL * energy)
     assert references[[1, 6, 8]] == pytest.approx([-13.6, -1030.0, -2040.0], abs=1e-4)
     assert np.count_nonzero(references) == 3
 
@@ -63,6 +63,32 @@ def test_from_a_config_with_a_checkpoint(tmp_path):
         assert np.mean(labels) == pytest.approx(
             np.mean(predicted) + sum(references[z] for z in kind), abs=1e-3
         )
+
+
+def test_every_kind_of_normaliser_counts(tmp_path):
+    """The references take the network's unit and the mean out, whichever way the config gives them."""
+    records = [to_data(atoms, i) for i, atoms in enumerate(labelled_molecules(12))]
+    for split in ("train", "val", "test"):
+        write_lmdb(tmp_path / f"{split}.lmdb", records)
+    config = make_config(tmp_path, tmp_path, max_epochs=1, eval_every=3)
+    make_trainer(config).train()
+    [checkpoint] = tmp_path.rglob("best_checkpoint.pt")
+    config["optim"]["finetune_from"] = str(checkpoint)
+    np.savez(tmp_path / "normalizer.npz", mean=[1.5], rmsd=[KCAL_PER_MOL])
+
+    def references(**energy):
+        config["dataset"]["train"]["transforms"]["normalizer"]["energy"] = energy
+        return from_config(config)
+
+    plain = references(mean=0.0, stdev=KCAL_PER_MOL)
+    np.testing.assert_allclose(references(mean=0.0, rmsd=KCAL_PER_MOL), plain, atol=1e-6)
+    for shifted in (
+        references(mean=1.5, rmsd=KCAL_PER_MOL),
+        references(file=str(tmp_path / "normalizer.npz")),
+    ):
+        for record in records:
+            kind = record.atomic_numbers.long().numpy()
+            assert plain[kind].sum() - shifted[kind].sum() == pytest.approx(1.5, abs=1e-3)
 
 
 def to_batch(record):
