@@ -113,7 +113,7 @@ class ResumableMixin(_Trainer):
     _resume: dict[str, Any] | None = None
 
     def extra_state(self) -> dict[str, Any]:
-        """Override to keep more than upstream does, for instance the state of a generator of one's own."""
+        """Override to keep more than upstream does; it has to be the same on all ranks."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -154,7 +154,9 @@ class ResumableMixin(_Trainer):
             return str(Path(self.config["cmd"]["checkpoint_dir"]) / checkpoint_file)
         extra: dict[str, Any] = {}
         if training_state:
-            extra["piwsl_resume"] = {"random": _gather(random_state()), "extra": _gather(self.extra_state())}
+            # the master writes; what a subclass keeps is the same on all ranks
+            states = distutils.gather_objects(random_state())
+            extra["piwsl_resume"] = {"random": states, "extra": self.extra_state()}
         with saving_whole_files(extra):
             return super().save(metrics, checkpoint_file, training_state)
 
@@ -173,7 +175,8 @@ class ResumableMixin(_Trainer):
             state, self._resume = self._resume, None
             if distutils.get_rank() < len(state["random"]):
                 set_random_state(state["random"][distutils.get_rank()])
-                self.load_extra_state(state["extra"][distutils.get_rank()])
+            extra = state["extra"]
+            self.load_extra_state(extra[0] if isinstance(extra, list) else extra)  # a list in older files
         own = self._requested
         requested = _over_ranks(own)
         stop = requested == STOP
@@ -208,15 +211,6 @@ def close_datasets(trainer: Any) -> None:
     """Close the LMDBs of a trainer that is done."""
     for name in ("train_dataset", "val_dataset", "test_dataset", "relax_dataset"):
         close(getattr(trainer, name, None))
-
-
-def _gather(value: Any) -> list[Any]:
-    """`value` of every rank, in the order of ranks."""
-    if distutils.get_world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * distutils.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _over_ranks(requested: int) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import MODELS, make_config, make_trainer, parameters
+from fairchem.core.common import distutils
 from helpers_trainer import CASE_D
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training.checkpoints import random_state
 
 WEAK = {
     "case D": CASE_D,
@@ -79,6 +81,17 @@ def test_killed_and_resumed_run_ends_bit_for_bit(tiny_data, tmp_path, model, wea
 
 
 # ------------------------------------------------------------------ the end of a run
+
+
+@pytest.mark.parametrize("saved", [lambda state: state, lambda state: [state]])  # now, and in older files
+def test_ranks_that_the_checkpoint_did_not_have_weigh_alike(tiny_data, tmp_path, monkeypatch, saved):
+    config = make_config(tiny_data, tmp_path, piwsl={"auto": True})
+    first, second = make_trainer(config), make_trainer(config)
+    first._balance.factors["energy"].add(3.0)
+    second._resume = {"random": [random_state()], "extra": saved(first.extra_state())}
+    monkeypatch.setattr(distutils, "get_rank", lambda: 1)
+    second._between_steps()
+    assert second.extra_state() == first.extra_state()
 
 
 @pytest.mark.parametrize(
