@@ -82,10 +82,11 @@ def pitc(
     kind: PointLoss = "mse",
 ) -> Tensor:
     """Taylor-expansion consistency l(E_C, T(E_A, F_A, dr)) (Eq. 3), second order for k > 0: `[B]`."""
-    return _leg_loss(a, c, dr, batch, k, kind)
+    residual = leg_residual(a, c, dr, batch, k)
+    return point_loss(residual, kind, c.energy, _squared(dr, batch, len(residual)))
 
 
-def pitc_limit(forces: Tensor, gradient: Tensor, batch: Tensor, num_structures: int) -> Tensor:
+def pitc_limit(forces: Tensor, gradient: Tensor, batch: Tensor, free: Tensor, num_structures: int) -> Tensor:
     """PITC for displacements that go to zero, in all directions at once: mean of (F + dE/dr)^2 over components, `[B]`.
 
     A small dr leaves the residual <dr, F + dE/dr>. For independent components of variance s^2 the mean of its square
@@ -94,10 +95,11 @@ def pitc_limit(forces: Tensor, gradient: Tensor, batch: Tensor, num_structures: 
     Args:
         forces: at A [N, 3].
         gradient: dE/dr at A [N, 3].
+        free: atoms that can move [N]; the others have no part in it.
     """
-    squares = (forces + gradient).square().mean(-1)
-    atoms = segment_sum(torch.ones_like(squares), batch, num_structures)
-    return segment_sum(squares, batch, num_structures) / atoms
+    squares = torch.where(free, (forces + gradient).square().mean(-1), 0.0)
+    atoms = segment_sum(free.to(squares), batch, num_structures)
+    return segment_sum(squares, batch, num_structures) / atoms.clamp_min(1)
 
 
 def pisc(
@@ -133,7 +135,7 @@ def pisc(
         if c is None:
             raise ValueError(f"PISC case {case} needs the prediction at C.")
         start, end, leg = (b, c, b_to_c) if case == 1 else (c, b, -b_to_c)
-        return _leg_loss(start, end, leg, batch, k, kind)
+        return pitc(start, end, leg, batch, k, kind)
     num_structures, forces_c = len(a.energy), None if c is None else c.forces
     work_ac = work(leg_forces(a.forces, forces_c, k), dr, batch, num_structures)
     work_bc = work(leg_forces(b.forces, forces_c, k), b_to_c, batch, num_structures)
@@ -148,11 +150,15 @@ def weak_label(
 
     With the predicted F_A as `reference.forces` it is the variant WL + FP (Table A17).
     """
-    return _leg_loss(reference, c, dr, batch, 0.0, kind)
+    return pitc(reference, c, dr, batch, 0.0, kind)
 
 
 def consistency_terms(
-    settings: PIWSLSettings, at: Mapping[str, Prediction], moved: Mapping[str, Tensor], batch: Tensor
+    settings: PIWSLSettings,
+    at: Mapping[str, Prediction],
+    moved: Mapping[str, Tensor],
+    batch: Tensor,
+    free: Tensor,
 ) -> Iterator[tuple[str, float, Tensor]]:
     """Name, weight and value [B] of PITC and PISC, each where its weight is above 0.
 
@@ -161,26 +167,19 @@ def consistency_terms(
         at: predictions at the points `A`, `C` and `B` that the terms need; at A with its gradient for `eps_max` 0.
         moved: displacements [N, 3] from A: dr at `C`, dr' at `B`.
         batch: structure of each atom [N].
+        free: atoms that can move [N]; the displacements of the others are zero.
     """
     s = settings
     if s.differentiates:
         a = at["A"]
         assert a.gradient is not None
-        yield "pitc", s.c_pitc, pitc_limit(a.forces, a.gradient, batch, len(a.energy))
+        yield "pitc", s.c_pitc, pitc_limit(a.forces, a.gradient, batch, free, len(a.energy))
     elif s.c_pitc:
         yield "pitc", s.c_pitc, pitc(at["A"], at["C"], moved["C"], batch, s.k_2nd, s.point_loss)
     if s.c_pisc:
         legs = moved["C"], moved["B"], batch
         values = pisc(at["A"], at["B"], at.get("C"), *legs, s.pisc_case, s.k_2nd, s.point_loss)
         yield "pisc", s.c_pisc, values
-
-
-def _leg_loss(
-    start: Prediction, end: Prediction, displacement: Tensor, batch: Tensor, k: float, kind: PointLoss
-) -> Tensor:
-    residual = leg_residual(start, end, displacement, batch, k)
-    squared = _squared(displacement, batch, len(residual))
-    return point_loss(residual, kind, end.energy, squared)
 
 
 def _squared(displacement: Tensor, batch: Tensor, num_structures: int) -> Tensor:

@@ -181,6 +181,11 @@ class PIWSLSettings:
         return min(1.0, (elapsed + 1) / self.ramp_steps) if self.ramp_steps else 1.0
 
     @property
+    def bounds(self) -> bool:
+        """Whether squared residuals enter by Cauchy's loss (`training.balance.bounded`)."""
+        return self.weak_share > 0 and self.point_loss == "mse"
+
+    @property
     def balances(self) -> bool:
         """Whether any weight follows from the gradients."""
         return self.energy_share != 0 or (self.weak_share > 0 and self.weak)
@@ -194,13 +199,6 @@ class PIWSLSettings:
         elapsed = step - max(self.start_step, 1)
         interval = self.every_n_steps * math.ceil(STEPS_BETWEEN_MEASUREMENTS / self.every_n_steps)
         return self.balances and elapsed > 0 and elapsed % interval == 0
-
-    def displaced(self) -> PIWSLSettings:
-        """These settings with displacements instead of their limit; what is not as in `AUTO` stays."""
-        return replace(
-            self,
-            **{name: value for name, value in AUTO_DISPLACED.items() if getattr(self, name) == AUTO[name]},
-        )
 
     def without_weak_terms(self) -> PIWSLSettings:
         """These settings with all weak terms and balances off."""

@@ -18,7 +18,7 @@ from fairchem_piwsl import losses
 from fairchem_piwsl.datasets.splits import evenly
 from fairchem_piwsl.losses import Prediction
 from fairchem_piwsl.perturbations import adversarial_direction, draw, step_generator
-from fairchem_piwsl.settings import CLIP_GRAD_NORM, PIWSLSettings
+from fairchem_piwsl.settings import AUTO_DISPLACED, CLIP_GRAD_NORM, PIWSLSettings
 from fairchem_piwsl.training import metrics
 from fairchem_piwsl.training.balance import GradientBalance, bounded, share_of_energies
 from fairchem_piwsl.training.consistent_forces import (
@@ -74,8 +74,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
         if s.auto and "forces" in dict(self.loss_functions):
             labelled = ~batch.forces.isnan().any(-1)
             at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
-        for name, weight, values in losses.consistency_terms(s, at, out.moved, index):
-            values = bounded(values) if s.weak_share else values
+        for name, weight, values in losses.consistency_terms(s, at, out.moved, index, batch.fixed == 0):
+            values = bounded(values) if s.bounds else values
             yield Term(name, mean_over_ranks(values), ramp * weight, unit, weak=True)
         if s.c_wl:
             reference, labelled = self._reference(at["A"], batch)
@@ -97,23 +97,15 @@ class PIWSLForcesTrainer(S2EFTrainer):
 
     # ---------------------------------------------------------------- weights from gradients
 
-    def _compute_loss(self, out: Outputs, batch: Batch) -> Tensor:
+    def weigh(self, terms: Sequence[Term]) -> tuple[Sequence[Term], dict[str, float | Tensor]]:
         """As configured, or with the weights that `GradientBalance` gives the terms in training."""
         if not (self.model.training and self.piwsl.balances):
-            return super()._compute_loss(out, batch)
-        weighted: list[Term] = []
-
-        def weighting(terms: Sequence[Term]) -> Sequence[Term]:
-            if self.piwsl.measures(self.step):
-                scale = self.scaler.get_scale() if self.scaler else 1.0
-                self._balance.measure(terms, [p for p in self.model.parameters() if p.requires_grad], scale)
-            weighted.extend(self._balance(terms, self.piwsl.ramp(self.step)))
-            return weighted
-
-        loss = super(PIWSLForcesTrainer, self._with(weighting=weighting))._compute_loss(out, batch)
-        weights = self._balance.log(weighted)
-        out.log |= {name: torch.as_tensor(value).to(loss) for name, value in weights.items()}
-        return loss
+            return super().weigh(terms)
+        if self.piwsl.measures(self.step):
+            scale = self.scaler.get_scale() if self.scaler else 1.0
+            self._balance.measure(terms, [p for p in self.model.parameters() if p.requires_grad], scale)
+        terms = self._balance(terms, self.piwsl.ramp(self.step))
+        return terms, self._balance.log(terms)
 
     @cached_property
     def _balance(self) -> GradientBalance:
@@ -153,16 +145,20 @@ class PIWSLForcesTrainer(S2EFTrainer):
             )
             self.piwsl = s.without_weak_terms()
         elif s.differentiates and not self._holds(energy_of_model_is_differentiable):
-            self.piwsl = without_gradient(s, "optim.piwsl")
+            self.piwsl = without_gradient(self.config["optim"]["piwsl"], "optim.piwsl")
         if self.piwsl.auto and self.piwsl.balances and self.config["optim"].get("clip_grad_norm") is None:
             logging.info(f"optim.clip_grad_norm: {CLIP_GRAD_NORM}, since auto needs one and none is set")
             self.clip_grad_norm = CLIP_GRAD_NORM
 
-    def _holds(self, question: Callable[[nn.Module, Batch, SharedGraph], bool]) -> bool:
-        """The answer for the model and some training structures; a single atom alone has no forces."""
+    def _holds(self, question: Callable[..., bool]) -> bool:
+        """The answer for the model and several structures, since one may be an atom alone, whose gradient is zero."""
         some = [self.train_dataset[i] for i in evenly(len(self.train_dataset))[:4]]
         batch = self.train_loader.collate_fn(some).to(self.device)
-        return question(self._unwrapped_model, batch, self._shared_graph)
+        return question(self._unwrapped_model, batch, self._shared_graph, self._outputs_of)
+
+    def _outputs_of(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """What upstream's trainer takes from the outputs of a model in the place of its own."""
+        return super(PIWSLForcesTrainer, self._with(model=model))._forward(batch)
 
     # ---------------------------------------------------------------- predictions at A, C, B
 
@@ -243,7 +239,9 @@ class PIWSLForcesTrainer(S2EFTrainer):
         """Displacements [N, 3] in Angstrom; validation has some also where training has none."""
         free = batch.fixed == 0
         shortest = graph.shortest_distances()
-        settings = self.piwsl if self.piwsl.eps_max else self.piwsl.displaced()
+        settings = (
+            self.piwsl if self.piwsl.eps_max else replace(self.piwsl, eps_max=AUTO_DISPLACED["eps_max"])
+        )
         return draw(settings, batch.pos, batch.batch, batch.natoms, free, shortest, generator, direction)
 
     def _adversarial_direction(

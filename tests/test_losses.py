@@ -21,6 +21,7 @@ from fairchem_piwsl.losses import (
 SIZES = torch.tensor([3, 1, 5])
 BATCH = torch.repeat_interleave(torch.arange(3), SIZES)
 NUM_ATOMS = int(SIZES.sum())
+ALL_FREE = torch.ones(NUM_ATOMS, dtype=torch.bool)
 EPS = np.finfo(float).eps
 
 
@@ -182,27 +183,40 @@ def test_limit_is_that_of_pitc_over_all_directions(k):
         for axis in torch.eye(3 * NUM_ATOMS, dtype=POS.dtype).view(-1, NUM_ATOMS, 3):
             for step in (h * axis, -h * axis):
                 total += pitc(at(POS), at(POS + step), step, BATCH, k) / (2 * h**2)
-        return total / (3 * SIZES) - pitc_limit(at(POS).forces, -anharmonic(POS).forces, BATCH, 3)
+        return total / (3 * SIZES) - pitc_limit(at(POS).forces, -anharmonic(POS).forces, BATCH, ALL_FREE, 3)
 
     np.testing.assert_allclose(order(difference), 2, atol=0.1)
 
 
 @pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES.keys())
 def test_limit_of_consistent_surfaces_is_zero(surface):
-    assert (pitc_limit(surface(POS).forces, -surface(POS).forces, BATCH, 3) == 0).all()
+    assert (pitc_limit(surface(POS).forces, -surface(POS).forces, BATCH, ALL_FREE, 3) == 0).all()
 
 
 def test_limit_of_a_structure_is_its_own_mean():
     forces, gradient = rand(NUM_ATOMS, 3, seed=1), rand(NUM_ATOMS, 3, seed=2)
     expected = [float((forces + gradient)[i == BATCH].square().mean()) for i in range(3)]
-    np.testing.assert_allclose(pitc_limit(forces, gradient, BATCH, 3), expected, rtol=1e-12)
+    np.testing.assert_allclose(pitc_limit(forces, gradient, BATCH, ALL_FREE, 3), expected, rtol=1e-12)
+
+
+def test_fixed_atoms_have_no_part_in_the_limit():
+    forces, gradient = (rand(NUM_ATOMS, 3, seed=s).requires_grad_() for s in (1, 2))
+    free = torch.arange(NUM_ATOMS) % 2 == 0
+    free[BATCH == 1] = False  # a structure of which no atom can move
+    values = pitc_limit(forces, gradient, BATCH, free, 3)
+    kept = (forces + gradient).detach()
+    expected = [float(kept[(i == BATCH) & free].square().mean()) for i in (0, 2)]
+    np.testing.assert_allclose(values.detach(), [expected[0], 0.0, expected[1]], rtol=1e-12)
+    values.sum().backward()
+    for one in (forces, gradient):
+        assert torch.equal((one.grad != 0).any(-1), free)
 
 
 def test_forces_with_labels_are_constants():
     forces, gradient = (rand(NUM_ATOMS, 3, seed=s).requires_grad_() for s in (1, 2))
     labelled = torch.arange(NUM_ATOMS) % 2 == 0
     a = taught_by_labels(Prediction(rand(3), forces, gradient), labelled)
-    pitc_limit(a.forces, a.gradient, BATCH, 3).sum().backward()
+    pitc_limit(a.forces, a.gradient, BATCH, ALL_FREE, 3).sum().backward()
     assert ((forces.grad == 0).all(-1) == labelled).all()
     assert (gradient.grad != 0).all()
 

@@ -132,7 +132,6 @@ def test_without_displacements_there_is_pitc_alone(other):
     assert not settings(**{"eps_max": 0.01, **other}).differentiates
     s = settings(eps_max=0, c_pitc=1.0)
     assert (s.differentiates, s.needs_c) == (True, False)
-    assert (s.displaced().differentiates, s.displaced().needs_c) == (False, True)
 
 
 def test_noisy_nodes_has_no_adversarial_direction():

@@ -10,11 +10,12 @@ from torchtnt.framework.callback import Callback
 from torchtnt.framework.state import State
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.fairchem2.run_checks import BLOCK, applicable, check_settings, inner_model, with_gradient
+from fairchem_piwsl.fairchem2.run_checks import BLOCK, applicable, check_settings, has_gradient, inner_model
 from fairchem_piwsl.fairchem2.weak_forward import WeakForward
 from fairchem_piwsl.fairchem2.weighted_tasks import WeightedTasks, balance_of, training_structures
 from fairchem_piwsl.perturbations import step_generator
 from fairchem_piwsl.settings import CLIP_GRAD_NORM, PIWSLSettings
+from fairchem_piwsl.training.energy_gradient import without_gradient
 
 
 class PIWSLCallback(Callback):
@@ -34,13 +35,14 @@ class PIWSLCallback(Callback):
         except UserError as error:
             raise UserError(str(error).replace("optim.piwsl", BLOCK)) from None
         check_settings(self.settings)
+        self._block = settings
         self._undo = ExitStack()
 
     def on_train_start(self, state: State, unit: Any) -> None:
         """Check the run and stand around the model."""
         s = applicable(self.settings, unit)
-        if s.differentiates:
-            s = with_gradient(s, unit, training_structures(state, 4))
+        if s.differentiates and not has_gradient(unit, training_structures(state, 4)):
+            s = without_gradient(self._block, BLOCK)
         self.settings = s
         self._plain = unit.tasks
         self._tasks = WeightedTasks(s, self._plain, balance_of(s, self._plain, state))

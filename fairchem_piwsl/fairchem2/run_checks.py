@@ -10,7 +10,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.fairchem2 import heads
 from fairchem_piwsl.fairchem2.stacked_data import stack
 from fairchem_piwsl.settings import PIWSLSettings
-from fairchem_piwsl.training.energy_gradient import energy_is_differentiable, without_gradient
+from fairchem_piwsl.training.energy_gradient import energy_is_differentiable
 
 BLOCK = "runner.callbacks: PIWSLCallback"
 
@@ -63,8 +63,8 @@ def applicable(settings: PIWSLSettings, unit: Any) -> PIWSLSettings:
     return settings
 
 
-def with_gradient(settings: PIWSLSettings, unit: Any, batch: AtomicData) -> PIWSLSettings:
-    """The settings of a run with `eps_max: 0`; `auto` displaces where the energy cannot be differentiated.
+def has_gradient(unit: Any, batch: AtomicData) -> bool:
+    """Whether the energy of the unit's model can be differentiated.
 
     Args:
         batch: structures to look at.
@@ -77,11 +77,9 @@ def with_gradient(settings: PIWSLSettings, unit: Any, batch: AtomicData) -> PIWS
 
     try:
         model.eval()
-        if energy_is_differentiable(energy, batch.pos, [p for p in model.parameters() if p.requires_grad]):
-            return settings
+        return energy_is_differentiable(energy, batch.pos, [p for p in model.parameters() if p.requires_grad])
     finally:
         model.train(training)
-    return without_gradient(settings, BLOCK)
 
 
 def inner_model(model: nn.Module) -> Any:

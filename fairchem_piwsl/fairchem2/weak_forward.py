@@ -100,8 +100,10 @@ class WeakForward:
             at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
         known = heads.have_both(self.tasks, batch)
         unit = heads.of_own_task(self.tasks, "energy", batch, lambda task: kcal * task.normalizer.rmsd, 1.0)
-        for name, _, values in losses.consistency_terms(self.settings, at, moved, batch.batch):
-            values = bounded(values) if self.settings.weak_share else values
+        for name, _, values in losses.consistency_terms(
+            self.settings, at, moved, batch.batch, batch.fixed == 0
+        ):
+            values = bounded(values) if self.settings.bounds else values
             terms[f"piwsl_{name}"] = {"value": values / unit}
             batch[f"piwsl_{name}"] = torch.where(known, 0.0, torch.inf)
             self.terms[name] = (values.detach() * known).sum() / known.sum().clamp_min(1)

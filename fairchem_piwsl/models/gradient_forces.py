@@ -82,11 +82,6 @@ class GradientForces(nn.Module):
         energy = self.model(data)["energy"]
         return energy["energy"] if isinstance(energy, dict) else energy  # hydra names the head first
 
-    @property
-    def num_params(self) -> int:
-        """Number of parameters, as upstream's models report it."""
-        return sum(p.numel() for p in self.parameters())
-
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that the inner model excludes from weight decay."""
         names = getattr(self.model, "no_weight_decay", set)

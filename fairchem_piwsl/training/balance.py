@@ -9,7 +9,8 @@ its gradient is next to nothing, and the weight that makes up for it would be a 
 next measurement.
 
 What is measured on one batch has to fit the others. Values of weak terms are therefore `bounded`: a batch with larger
-residuals has no larger gradient, and a structure at which the model explodes counts like another one.
+residuals has no larger gradient, and a structure at which the model explodes counts like another one. Other point losses
+than squares are linear in the residual and need no bound.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class GradientBalance:
         self.norms: dict[str, float] = {}
 
     def measure(self, terms: Sequence[Term], parameters: Sequence[Tensor], scale: float = 1.0) -> None:
-        """Take the gradients of one batch into account.
+        """Take the gradients of one batch into account, unless they overflow, as now and then in half precision.
 
         Args:
             terms: of the loss, with their graph, which stays.
@@ -173,6 +174,8 @@ class GradientBalance:
             scale: see `gradient_products`.
         """
         products = gradient_products([term.weighted for term in terms], parameters, scale)
+        if not products.isfinite().all():
+            return
         values = torch.stack([term.weighted.detach().double() for term in terms])
         values = distutils.all_reduce(values, average=True)
 

@@ -2,29 +2,31 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.settings import AUTO_DISPLACED, PIWSLSettings
 
 
-def without_gradient(settings: PIWSLSettings, block: str) -> PIWSLSettings:
+def without_gradient(block: Mapping[str, Any], where: str) -> PIWSLSettings:
     """`auto` with displacements, for an energy without a gradient to learn from.
 
     Args:
-        block: where the settings stand, for messages.
+        block: the settings as they were given.
+        where: they stand, for messages.
 
     Raises:
         UserError: `eps_max: 0` was set by hand.
     """
     why = "the gradient of this model's energy cannot be had by automatic differentiation"
-    if not settings.auto:
-        raise UserError(f"{block}: eps_max is 0, but {why}; set a displacement in Angstrom.")
-    displaced = settings.displaced()
-    logging.info(f"{block}: eps_max {displaced.eps_max}, since {why}")
+    if "eps_max" in block:
+        raise UserError(f"{where}: eps_max is 0, but {why}; set a displacement in Angstrom.")
+    displaced = PIWSLSettings.from_config({**block, "eps_max": AUTO_DISPLACED["eps_max"]})
+    logging.info(f"{where}: eps_max {displaced.eps_max}, since {why}")
     return displaced
 
 

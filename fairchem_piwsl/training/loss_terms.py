@@ -1,8 +1,7 @@
 """What a step computes: outputs, and the total loss as a sum of named, weighted terms (Eq. 5)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from torch import Tensor
 
@@ -51,15 +50,6 @@ class Term:
         """Share of the total loss, in the unit of the supervised energy term."""
         weighted = self.weight * self.value
         return weighted if self.unit is None else weighted / self.unit
-
-
-#: A rule that may give the terms of a step other weights (`dataclasses.replace(term, weight=...)`).
-Weighting: TypeAlias = Callable[[Sequence[Term]], Sequence[Term]]
-
-
-def as_configured(terms: Sequence[Term]) -> Sequence[Term]:
-    """The weights stay those of the config."""
-    return terms
 
 
 def add_up(terms: Sequence[Term]) -> tuple[Tensor, dict[str, Tensor]]:

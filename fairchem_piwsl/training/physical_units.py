@@ -31,7 +31,7 @@ class PhysicalUnits:
         """One unit of the model's energy output in kcal/mol."""
         if "energy" not in self.normalizers:
             return self.kcal_per_label
-        return self.kcal_per_label * self.normalizers["energy"].rmsd
+        return self.kcal_per_label * self.normalizers["energy"].rmsd.reshape(())  # one entry in some files
 
     def prediction(self, outputs: Mapping[str, Tensor]) -> Prediction:
         """Outputs `energy` [B, 1] and `forces` [N, 3] in kcal/mol and kcal/mol/Angstrom."""

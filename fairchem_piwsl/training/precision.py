@@ -20,7 +20,7 @@ def default_dtype(dtype: Any) -> Iterator[None]:
 
 
 def in_double(model: Any) -> Any:
-    """A copy of a model (`nn.Module`) in double precision, with tensors that it keeps outside of its buffers."""
+    """A copy of a model (`nn.Module`) in double precision, with tensors and types that it keeps as attributes."""
     import torch
 
     twin = copy.deepcopy(model).double()
@@ -28,4 +28,6 @@ def in_double(model: Any) -> Any:
         for name, value in vars(module).items():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 setattr(module, name, value.double())
+            elif value is torch.float32:
+                setattr(module, name, torch.float64)
     return twin

@@ -194,11 +194,13 @@ def _check_schedule(optim: Mapping[str, Any]) -> None:
 
 def _check_outputs(config: Mapping[str, Any], settings: PIWSLSettings) -> None:
     outputs = config["outputs"]
-    needed = ["energy", "forces"] if settings.weak or settings.validates_consistency else []
+    needed = (
+        ["energy", "forces"] if settings.weak or settings.balances or settings.validates_consistency else []
+    )
     for name in needed:
         if name not in outputs:
             raise UserError(
-                f"the weak terms of optim.piwsl compare energies with forces, but 'outputs' has no '{name}'; add "
+                f"optim.piwsl compares energies with forces, but 'outputs' has no '{name}'; add "
                 f"outputs.{name} and let the model predict it (model.regress_forces: true)."
             )
     if "forces" in outputs and config["model"].get("regress_forces") is False:

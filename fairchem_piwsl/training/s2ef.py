@@ -7,9 +7,10 @@ in epochs and a start from the weights of a checkpoint.
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from fairchem.core.modules.scheduler import CosineLRLambda
 from fairchem.core.trainers import OCPTrainer
 from torch import Tensor
@@ -22,7 +23,7 @@ from fairchem_piwsl.training.checkpoint_files import no_training_state, read_che
 from fairchem_piwsl.training.checkpoints import ResumableMixin, random_state, set_random_state
 from fairchem_piwsl.training.cpu_speed import full_speed
 from fairchem_piwsl.training.fine_tuning import start_from
-from fairchem_piwsl.training.loss_terms import Outputs, Term, Weighting, add_up, as_configured
+from fairchem_piwsl.training.loss_terms import Outputs, Term, add_up
 from fairchem_piwsl.training.missing_labels import FillMissingLabels, LabelledLoss
 
 
@@ -30,7 +31,6 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
     """`OCPTrainer` whose loss is a sum of named terms (`terms`), each logged raw and weighted."""
 
     def __init__(self, **config: Any) -> None:
-        self.weighting: Weighting = as_configured
         self._checkpoint_without_state: str | None = None
         super().__init__(**preflight.check(config))
         if self.cpu:
@@ -43,7 +43,9 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
 
     def _compute_loss(self, out: Outputs, batch: Batch) -> Tensor:
         """Sum of all terms; what is to be logged of them goes with the outputs."""
-        loss, out.log = add_up(self.weighting(list(self.terms(out, batch))))
+        terms, weights = self.weigh(list(self.terms(out, batch)))
+        loss, log = add_up(terms)
+        out.log = log | {name: torch.as_tensor(value).to(loss) for name, value in weights.items()}
         for output in self.output_targets.keys() - {target for target, _ in self.loss_functions}:
             # distributed training, which fairchem uses on a single rank too, wants every parameter in the graph,
             # also where training is on energies only
@@ -55,6 +57,10 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
         for target, info in self.loss_functions:
             alone = self._with(loss_functions=[(target, {**info, "coefficient": 1})])
             yield Term(target, super(S2EFTrainer, alone)._compute_loss(out, batch), info["coefficient"])
+
+    def weigh(self, terms: Sequence[Term]) -> tuple[Sequence[Term], dict[str, float | Tensor]]:
+        """The terms of a step with their weights, and what is to be logged of these; here as configured."""
+        return terms, {}
 
     def _compute_metrics(self, out: Outputs, batch, evaluator, metrics_so_far=None):
         levels = {name: target["level"] for name, target in self.output_targets.items()}

@@ -297,6 +297,7 @@ BLOCKS = [
     *values("evaluation_metrics", "block of settings", ["mae"]),
     *values("evaluation_metrics.metrics.energy", "a list", "mae"),
     *values("dataset.train.transforms", "block of settings", None, []),
+    case("balance-without-forces", {"outputs.forces": MISSING, "loss_functions": [{"energy": {"fn": "mae", "coefficient": 1}}], "optim.piwsl": {"energy_share": 0.2}}, "'outputs' has no 'forces'", "add outputs.forces"),
     case("weak-terms-without-forces", {"outputs.forces": MISSING, "loss_functions": [{"energy": {"fn": "mae", "coefficient": 1}}]}, "'outputs' has no 'forces'", "add outputs.forces"),
     case("loss-without-output", {"optim.piwsl": MISSING, "outputs.forces": MISSING}, "forces", "add outputs.forces"),
     case("forces-not-predicted", {"model.regress_forces": False}, "outputs.forces", "model.regress_forces: true"),

@@ -13,6 +13,8 @@ from helpers_trainer import first_batch, forward_and_loss, logged, trainer_at_st
 from test_trainer_resume import checkpoint, trained
 from torch import Tensor
 
+from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.losses import leg_residual
 from fairchem_piwsl.settings import AUTO, AUTO_DISPLACED, CLIP_GRAD_NORM, PIWSLSettings
 from fairchem_piwsl.training.balance import (
     LARGEST_VALUE,
@@ -23,6 +25,7 @@ from fairchem_piwsl.training.balance import (
     norm_of_sum,
     share_of_energies,
 )
+from fairchem_piwsl.training.energy_gradient import without_gradient
 from fairchem_piwsl.training.loss_terms import Term
 
 # ------------------------------------------------------------------ toy problem: linear terms, known gradients
@@ -167,6 +170,21 @@ def test_weights_by_hand_keep_the_mean_of_squares():
     assert [term.weight for term in balance(terms) if term.weak] == [1.0]
 
 
+def test_gradients_that_overflow_are_no_measurement():
+    """As a scaled loss does in half precision: neither a weight nor what is logged may change."""
+    balance, parameter = GradientBalance(1.0, 0.0), torch.ones(2, requires_grad=True)
+
+    def measure(factor: float) -> None:
+        total = (factor * parameter).sum()
+        balance.measure([Term("energy", total, 1.0), Term("forces", 3 * total, 1.0)], [parameter])
+
+    measure(2.0)
+    before = balance.state()
+    measure(math.inf)
+    assert balance.state() == before
+    assert balance.factors["energy"].value == pytest.approx(3.0)
+
+
 def test_term_without_gradient_is_left_out():
     """A batch without energy labels, or a residual of zero, says nothing about the weight."""
     terms, theta = toy()
@@ -269,9 +287,20 @@ def test_auto_needs_no_other_key():
 def test_what_is_set_by_hand_stays(by_hand, others):
     settings = PIWSLSettings.from_config({"auto": True, **by_hand})
     assert settings == PIWSLSettings(auto=True, **{**AUTO, **others, **by_hand})
-    if settings.eps_max == 0:
-        expected = {**AUTO_DISPLACED, **{name: v for name, v in by_hand.items() if name != "eps_max"}}
-        assert settings.displaced() == PIWSLSettings(auto=True, **{**AUTO, **expected})
+
+
+@pytest.mark.parametrize("by_hand", [{}, {"every_n_steps": 1}, {"every_n_steps": 5, "weak_share": 0.5}])
+def test_what_is_set_by_hand_stays_where_there_is_no_gradient(by_hand):
+    expected = PIWSLSettings(auto=True, **{**AUTO, **AUTO_DISPLACED, **by_hand})
+    assert without_gradient({"auto": True, **by_hand}, "optim.piwsl") == expected
+
+
+@pytest.mark.parametrize("block", [{"auto": True, "eps_max": 0}, {"c_pitc": 1.0, "eps_max": 0}])
+def test_no_displacement_by_hand_is_not_replaced(block):
+    with pytest.raises(
+        UserError, match=r"optim\.piwsl: eps_max is 0, but the gradient .*; set a displacement"
+    ):
+        without_gradient(block, "optim.piwsl")
 
 
 def test_weights_by_hand_are_not_balanced():
@@ -280,6 +309,18 @@ def test_weights_by_hand_are_not_balanced():
     assert settings.eps_max > 0
     assert settings.energy_share == AUTO["energy_share"]
     assert not PIWSLSettings.from_config({"auto": True, "c_pitc": 0.0}).weak
+
+
+@pytest.mark.parametrize("point_loss", ["mse", "mae"])
+def test_cauchys_loss_is_for_squares(tiny_data, tmp_path, point_loss):
+    piwsl = {"c_pitc": 1.0, "weak_share": 1.0, "eps_max": 0.05, "point_loss": point_loss}
+    trainer = trainer_at_step(tiny_data, tmp_path, piwsl)
+    batch = first_batch(trainer)
+    out = trainer._forward(batch)
+    [pitc] = [term for term in trainer.terms(out, batch) if term.name == "pitc"]
+    residual = leg_residual(out.at["A"], out.at["C"], out.moved["C"], batch.batch)
+    expected = bounded(residual.square()) if point_loss == "mse" else residual.abs()
+    assert pitc.value.item() == pytest.approx(expected.mean().item(), rel=1e-6)
 
 
 def test_share_of_the_weak_terms_grows(tiny_data, tmp_path):

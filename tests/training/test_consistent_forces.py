@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from conftest import make_config, make_trainer
 from helpers_models import DIRECT, batch_of, build, gradient, structures
 
 from fairchem_piwsl.training.consistent_forces import energy_of_model_is_differentiable, forces_are_gradients
@@ -15,8 +18,9 @@ def answer(config: dict, question=forces_are_gradients, share: bool = True, **ch
     model = build(config, otf_graph=True, **changes).train()
     model(batch_of(structures()[:1]))  # some models keep tensors of their first call
     before = torch.get_rng_state()
-    found = question(model, batch_of(structures()[:1]), SharedGraph(model, share))
-    assert model.training
+    modes = [module.training for module in model.modules()]
+    found = question(model, batch_of(structures()[:1]), SharedGraph(model, share), lambda m, batch: m(batch))
+    assert [module.training for module in model.modules()] == modes
     assert torch.equal(before, torch.get_rng_state())
     return found
 
@@ -47,6 +51,48 @@ def test_models_whose_energy_can_be_differentiated(name, share):
 @pytest.mark.parametrize("name", ["escn", "equiformer_v2"])
 def test_frames_that_carry_gradients(name):
     assert answer(gradient(DIRECT[name]), energy_of_model_is_differentiable)
+
+
+PAINN_HEADS = {
+    "name": "hydra",
+    "otf_graph": True,
+    "backbone": {**{k: v for k, v in DIRECT["painn"].items() if k != "name"}, "model": "painn_backbone"},
+    "heads": {"energy": {"module": "painn_energy_head"}, "forces": {"module": "painn_force_head"}},
+}
+#: differentiates its energy itself
+ESEN = {
+    "name": "hydra",
+    "otf_graph": True,
+    "pass_through_head_outputs": True,
+    "backbone": dict(
+        model="esen_backbone", sphere_channels=4, hidden_channels=4, edge_channels=4, lmax=1, mmax=1, num_layers=1,
+        num_distance_basis=8, cutoff=5.0, otf_graph=True, use_pbc=True, max_neighbors=100, distance_function="gaussian",
+        norm_type="rms_norm_sh", mlp_type="spectral", act_type="gate", use_envelope=True,
+    ),
+    "heads": {"energy": {"module": "esen_mlp_efs_head"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "properties", "gradients"),
+    [
+        (PAINN_HEADS, True, False),
+        ({**PAINN_HEADS, "pass_through_head_outputs": True}, False, False),
+        (ESEN, False, True),
+    ],
+)
+def test_models_with_heads(model, properties, gradients, tiny_data, tmp_path):
+    """Outputs are read as the trainer reads them, also where each head returns a dictionary of its own."""
+    config = make_config(tiny_data, tmp_path, piwsl={"auto": True})
+    config["model"] = copy.deepcopy(model)
+    for name in ("energy", "forces") if properties else ():
+        config["outputs"][name]["property"] = name
+    trainer = make_trainer(config)
+    trainer.settle()
+    assert trainer.piwsl.weak != gradients
+    trainer = make_trainer({**config, "optim": {**config["optim"], "piwsl": {"c_pitc": 1.0, "eps_max": 0}}})
+    trainer.settle()  # has a gradient
+    assert trainer.piwsl.differentiates
 
 
 def harmonic(pos: torch.Tensor, stiffness: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from fairchem_piwsl.training.loss_terms import Term, add_up, as_configured
+from fairchem_piwsl.training.loss_terms import Term, add_up
 
 
 def terms() -> list[Term]:
@@ -16,7 +16,7 @@ def terms() -> list[Term]:
 
 def test_sum_log_and_gradient():
     own = terms()
-    loss, log = add_up(as_configured(own))
+    loss, log = add_up(own)
     assert loss.item() == 2 + 300 + 0.6 * 5 / 4
     assert {name: value.item() for name, value in log.items()} == {
         "loss_energy": 2, "weighted_energy": 2, "loss_forces": 3, "weighted_forces": 300,

@@ -197,14 +197,29 @@ def test_missing_energies_leave_the_weak_terms_alone(some_forces, tmp_path, kind
 # ------------------------------------------------------------------ fixed atoms
 
 
-def test_fixed_atoms_neither_move_nor_count(tmp_path):
+@pytest.fixture
+def with_fixed_atoms(tmp_path):
     """Open Catalyst slabs: atoms marked `fixed`."""
     for split, count in {"train": 8, "val": 3, "test": 3}.items():
         data = [to_data(atoms, i) for i, atoms in enumerate(labelled_molecules(count))]
         for record in data:
             record.fixed[0] = 1
         write_lmdb(tmp_path / f"{split}.lmdb", data)
-    trainer = trainer_at_step(tmp_path, tmp_path, {**CASE_D, "c_wl": 0.1})
+    return tmp_path
+
+
+def test_gradients_at_fixed_atoms_do_not_count(with_fixed_atoms):
+    """Their forces are not trained, so that there is nothing for the energy to follow."""
+    trainer = trainer_at_step(with_fixed_atoms, with_fixed_atoms, {"auto": True})
+    batch = first_batch(trainer)
+    out = trainer._forward(batch)
+    [pitc] = [term for term in trainer.terms(out, batch) if term.name == "pitc"]
+    (by_gradient,) = torch.autograd.grad(pitc.value, out.at["A"].gradient)
+    assert torch.equal((by_gradient != 0).any(-1), batch.fixed == 0)
+
+
+def test_fixed_atoms_neither_move_nor_count(with_fixed_atoms):
+    trainer = trainer_at_step(with_fixed_atoms, with_fixed_atoms, {**CASE_D, "c_wl": 0.1})
     batch = first_batch(trainer)
     out, _ = forward_and_loss(trainer, batch)
     fixed = batch.fixed == 1

@@ -130,6 +130,21 @@ def test_ratio_of_weak_terms_to_the_supervised_energy_is_fixed(tmp_path, in_ev, 
         assert ratio == pytest.approx(expected, rel=1e-4), name
 
 
+def test_normaliser_of_one_entry(tmp_path, tiny_data):
+    """As npz files hold them that were written as arrays."""
+    np.savez(tmp_path / "array.npz", mean=[0.0], rmsd=[units.kcal / units.mol])
+    logs = []
+    for normaliser in ({"file": str(tmp_path / "array.npz")}, {"mean": 0.0, "rmsd": units.kcal / units.mol}):
+        config = make_config(tiny_data, tmp_path, piwsl={"c_pitc": 1.0, "c_pisc": 1.0})
+        config["dataset"]["train"]["transforms"]["normalizer"] = {"energy": normaliser, "forces": normaliser}
+        trainer = make_trainer(config)
+        trainer.step = 1
+        logs.append(forward_and_loss(trainer, first_batch(trainer))[0].log)
+    assert logs[0].keys() == logs[1].keys()
+    for name, value in logs[0].items():
+        assert value.item() == pytest.approx(logs[1][name].item(), rel=1e-6), name
+
+
 def test_coefficients_hold_for_kcal_per_mol(tmp_path):
     """In labels of kcal/mol without normaliser the total is the paper's Eq. 5 as printed."""
     found = terms(tmp_path / "data", "kcal/mol", None, 0.0, False)
