@@ -72,6 +72,9 @@ def _bench(
     method: Annotated[
         str | None, typer.Option(help="another method: second_order, weak_label, a file, ...")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="folder of `piwsl prepare`, instead of the config's data")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="steps of each variant that are measured")] = 20,
     cpu: Annotated[bool, typer.Option("--cpu", help="use the CPU although there is a GPU")] = False,
     json_file: Annotated[
@@ -85,17 +88,17 @@ def _bench(
     from rich.console import Console
 
     from fairchem_piwsl.config import read_config
-    from fairchem_piwsl.files import check_output_file, write_json
+    from fairchem_piwsl.files import check_output_file, write_result
 
     if json_file:
         check_output_file(json_file, "--json")
-    config = read_config(config_yml, context.args, method)
+    config = read_config(config_yml, context.args, method, data)
     from fairchem_piwsl.training import bench
 
     result = bench.bench(config, rounds=rounds, cpu=cpu)
     Console().print(bench.render(result))
     if json_file:
-        write_json(json_file, result)
+        write_result(json_file, result)
 
 
 @app.command("references", no_args_is_help=True)
@@ -105,9 +108,10 @@ def _references(
 ) -> None:
     """Element references for fine-tuning: what the labels have and the given model lacks."""
     from fairchem_piwsl.config import load_config
+    from fairchem_piwsl.datasets.element_references import check_new, write_references
 
+    check_new(out)
     config = load_config(config_yml)
-    from fairchem_piwsl.datasets.element_references import write_references
     from fairchem_piwsl.training.fine_tuning import from_config
 
     write_references(out, from_config(config))
@@ -119,9 +123,10 @@ def _mace_references(
     out: Annotated[Path, typer.Argument(help="File to write, e.g. element_references.npz.")],
 ) -> None:
     """Take over the energies of isolated atoms of a MACE model."""
-    from fairchem_piwsl.datasets.element_references import write_references
+    from fairchem_piwsl.datasets.element_references import check_new, write_references
     from fairchem_piwsl.models.mace_files import atomic_energies, read_model
 
+    check_new(out)
     write_references(out, atomic_energies(read_model(model)))
 
 

@@ -106,7 +106,7 @@ def file_name(label: str) -> str:
 
 
 #: errors of the operating system that say that a file cannot be written or read, whatever the command
-_DISK = ("EACCES", "EDQUOT", "EFBIG", "EIO", "EISDIR", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
+_DISK = ("EACCES", "EDQUOT", "EFBIG", "EIO", "EISDIR", "ENAMETOOLONG", "ENOSPC", "ENOTDIR", "EPERM", "EROFS")
 
 
 def disk_sentence(error: OSError) -> str | None:

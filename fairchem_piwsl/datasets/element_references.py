@@ -7,6 +7,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import check_output_file
 
 #: upstream indexes the references by atomic number, 0 to 118
 N_ELEMENTS = 119
@@ -46,6 +47,15 @@ def given_references(energies: Mapping[int, float], elements: np.ndarray) -> np.
     references = np.zeros(N_ELEMENTS)
     references[list(energies)] = list(energies.values())
     return references
+
+
+def check_new(path: Path) -> None:
+    """Refuse a file for references that is there or that numpy would call otherwise, before any work."""
+    if path.exists() or path.suffix != ".npz":
+        raise UserError(
+            f"{path} {'is there already' if path.exists() else 'is no .npz'}; give the name of a new .npz file."
+        )
+    check_output_file(path, "the file for references")
 
 
 def write_references(path: Path, references: np.ndarray) -> None:

@@ -26,6 +26,8 @@ def read_labelled(path: str | Path, limit: int | None = None) -> list[Labelled]:
         raise UserError(
             f"{file}: there is no such data set; give the path of an LMDB file or of an extxyz file."
         )
+    if file.is_file() and not file.stat().st_size:
+        raise UserError(f"{file}: this file is empty; make it again, or give another one.")
     databases = sorted(file.glob("*.aselmdb")) if file.is_dir() else []
     if databases:
         found = [AseSource(path, slice(None), LabelOptions()) for path in databases]
@@ -41,6 +43,15 @@ def read_labelled(path: str | Path, limit: int | None = None) -> list[Labelled]:
         structures = list(source.read(range(wanted)))
     if not structures:
         raise UserError(f"{path}: this data set is empty; prepare it again, or choose another slice.")
+    for item in structures:
+        if (
+            not np.isfinite(item.atoms.positions).all()
+            or np.isinf(item.energy)
+            or np.isinf(item.forces).any()
+        ):
+            raise UserError(
+                f"{path}: {item.source} has positions or labels that are not finite; correct it, or give another one."
+            )
     return structures
 
 
@@ -53,8 +64,6 @@ def read_structure(path: str | Path, index: int = -1) -> Atoms:
         raise UserError(
             f"{path}: it holds {len(structures)} structures, there is no number {index}; choose another."
         ) from None
-    if not np.isfinite(atoms.positions).all():
-        raise UserError(f"{path}: structure {index} has positions that are not finite; choose another.")
     return atoms
 
 

@@ -84,11 +84,11 @@ class PIWSLCallback(Callback):
                 logging.info(values)
 
     def on_train_end(self, state: State, unit: Any) -> None:
-        """Leave model and unit as they were; say what the balance has decided."""
+        """Leave the model and the unit's training as they were; say what the balance has decided."""
         self.on_exception(state, unit)
         if self.settings.balances:
             logging.info(f"PIWSL: weights at the end, from the norms of gradients: {self._tasks.balance}")
 
     def on_exception(self, state: State, unit: Any, exc: BaseException | None = None) -> None:
-        """Leave model and unit as they were."""
+        """Leave the model and the unit's training as they were; a checkpoint that is still to come has the balance."""
         self._undo.close()

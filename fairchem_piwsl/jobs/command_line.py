@@ -142,15 +142,14 @@ def check_flags(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UserError(f"{_flag(option)} is {value}: give a whole number of at least 1.")
-    _check_seeds("--seeds" if args.seeds else "--seed", args.seeds or [args.seed])
-
-
-def _check_seeds(option: str, seeds: list[int]) -> None:
-    for seed, count in Counter(seeds).items():
+    for seed in args.seeds or [args.seed]:
         if not 0 <= seed <= MAX_SEED:
+            option = "--seeds" if args.seeds else "--seed"
             raise UserError(f"{option} {seed} is out of range: give seeds from 0 to {MAX_SEED}.")
-        if count > 1:
-            raise UserError(f"{option} names {seed} {count} times: give each seed once.")
+    for option, values in (("--seeds", args.seeds), ("--method", args.method)):
+        for value, count in Counter(values).items():
+            if count > 1:
+                raise UserError(f"{option} names {value} {count} times: give each once.")
 
 
 def check_slurm(options: Any) -> None:

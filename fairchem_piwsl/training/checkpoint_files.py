@@ -180,7 +180,7 @@ def load_weights(
 
     try:
         model.load_state_dict(match_state_dict(model.state_dict(), dict(checkpoint["state_dict"])))
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:  # ValueError: of scale factors that the file lacks
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{key}: {path} holds a model '{model_name(checkpoint)}' whose weights do not fit the block 'model' of "

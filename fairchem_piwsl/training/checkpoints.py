@@ -10,18 +10,17 @@ finished temporary file into place.
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from fairchem.core.common import distutils
 
 from fairchem_piwsl.training.checkpoint_files import read_checkpoint
 from fairchem_piwsl.training.data_checks import close
+from fairchem_piwsl.training.random_states import random_state, set_random_state
 from fairchem_piwsl.upstream.checkpoint_access import saving_whole_files
 
 if TYPE_CHECKING:
@@ -44,28 +43,6 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Delete temporary files that killed writers left in a checkpoint folder."""
     for leftover in Path(folder).glob(".*.pt.*.tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def random_state() -> dict[str, Any]:
-    """State of the generators of Python, NumPy, torch and the current CUDA device, of plain types and tensors."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undo everything drawn since `random_state` returned `state`."""
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    keys = keys.cpu().numpy() if isinstance(keys, torch.Tensor) else keys  # an array in older files
-    np.random.set_state((kind, keys.astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 class StepBoundary:

@@ -48,7 +48,10 @@ def layout(config: Mapping[str, Any]) -> Block:
     """What may stand in `config`, given the classes that it names."""
     targets = _targets(config.get("outputs"))
     optim = config.get("optim")
-    metrics = Block(dict.fromkeys((*targets, "misc"), Items(one_of(METRICS))))
+    both = one_of(
+        [name for name in METRICS if name.endswith("_within_threshold")]
+    )  # of energy and forces at once
+    metrics = Block({**dict.fromkeys(targets, Items(one_of(METRICS))), "misc": Items(both)})
     split = _split(targets)
     splits = Block(named(optional(split), "train val test relax"))
     return Block(

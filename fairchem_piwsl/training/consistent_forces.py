@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.data import Batch
 
-from fairchem_piwsl.training.checkpoints import random_state, set_random_state
 from fairchem_piwsl.training.energy_gradient import energy_is_differentiable
 from fairchem_piwsl.training.precision import default_dtype, in_double
+from fairchem_piwsl.training.random_states import random_state, set_random_state
 from fairchem_piwsl.training.stacking import SharedGraph
 from fairchem_piwsl.upstream.edge_frames import holds_edge_frames_constant
 

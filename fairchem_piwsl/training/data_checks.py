@@ -3,7 +3,7 @@
 import copy
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch_geometric.data import Data
 from fairchem_piwsl.datasets.lmdb_checks import check_complete
 from fairchem_piwsl.datasets.splits import SPLITS, evenly
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.training.random_states import random_state, set_random_state
 
 LABELS = ("energy", "forces")
 
@@ -69,6 +70,8 @@ def check_datasets(dataset: Any, outputs: Mapping[str, Any], model: nn.Module) -
                 _check_label_arguments(split, wanted)
             opened.append(_open(where, name, split))  # all at once, as in training
             labels[name] = _look_through(where, opened[-1], outputs, wanted, model)
+        if opened:
+            _try(model, opened[0][0], outputs)
     finally:
         for data in opened:
             close(data)
@@ -131,9 +134,12 @@ def _open(where: str, name: str, split: Mapping[str, Any]) -> Any:
         data = create_dataset(settings, name)
     except Exception as error:  # of any reader: LMDB, ASE and its file formats
         kind = settings.get("format", "lmdb")
+        asked = "first_n or sample_n" in str(error)  # more than there is
+        remedy = (
+            f"lower dataset.{name}.first_n or sample_n" if asked else "make it again with `piwsl prepare`"
+        )
         raise UserError(
-            f"{where} cannot be read as {'LMDB' if 'lmdb' in kind else kind} ({reason(error)}); make it again with "
-            "`piwsl prepare`."
+            f"{where} cannot be read as {'LMDB' if 'lmdb' in kind else kind} ({reason(error)}); {remedy}."
         ) from None
     if len(data) == 0:
         raise UserError(f"{where} holds no structures; make it again with `piwsl prepare`.")
@@ -248,14 +254,33 @@ def has_neighbours(structure: Data, cutoff: float) -> bool:
     return len(neighbor_list("i", atoms, cutoff)) > 0
 
 
-def _fails_alone(model: nn.Module, structure: Data) -> str | None:
-    """Why the model cannot be evaluated on a batch of this structure, None where it can."""
+def _try(model: nn.Module, structure: Data, outputs: Mapping[str, Any]) -> None:
+    """Evaluate the model once: what it cannot do has to show before a run."""
+    why = _fails_alone(
+        model, structure, [name for name, output in outputs.items() if "decomposition" not in output]
+    )
+    if why:
+        remedy = (
+            "set model.use_pbc: true" if "radius_graph" in why else "correct the block 'model', or 'outputs'"
+        )
+        raise UserError(f"the model cannot be evaluated on the first structure ({why}); {remedy}.")
+
+
+def _fails_alone(model: nn.Module, structure: Data, outputs: Iterable[str] = ()) -> str | None:
+    """Why the model cannot be evaluated on a batch of this structure, or lacks an output; None where it can."""
+    state, training = random_state(), model.training
     try:
         with torch.no_grad():
-            model(data_list_collater([structure.clone()], otf_graph=True))
-    except Exception as error:  # whatever the model's code makes of an empty list
+            batch = data_list_collater([structure.clone()], otf_graph=attribute(model, "otf_graph", True))
+            found = model.eval()(batch)
+    except Exception as error:  # whatever the model's code makes of it
         return reason(error)
-    return None
+    finally:
+        model.train(training)
+        set_random_state(state)
+    return next(
+        (f"it has the outputs {', '.join(found)}, no {name}" for name in outputs if name not in found), None
+    )
 
 
 def attribute(model: nn.Module, name: str, default: Any) -> Any:

@@ -12,7 +12,6 @@ its data set and model are read, and `optim.finetune_from` where the weights com
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,8 @@ from fairchem_piwsl.config import get_value
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoint_files import copy_averaged_weights, load_weights, read_checkpoint
-from fairchem_piwsl.training.preflight import build_model
+from fairchem_piwsl.training.data_checks import splits
+from fairchem_piwsl.training.preflight import build_model, check_config
 
 
 def start_from(model: nn.Module, path: str) -> None:
@@ -65,15 +65,16 @@ def references_of_difference(
             predicted = float(in_ev(model(batch)["energy"]))
         compositions.append(composition(structure.atomic_numbers.long().numpy()))
         differences.append(float(structure.energy) - predicted)
+    if not np.isfinite(differences).any():
+        raise UserError("dataset.train has no energies, to which references could be fitted; add labels.")
     return fit_references(np.array(compositions), np.array(differences))
 
 
 def from_config(config: Mapping[str, Any]) -> np.ndarray:
     """`references_of_difference` for the model and the training set of a fairchem config."""
     setup_imports()
-    train = dict(config["dataset"]["train"])
-    if not Path(train["src"]).exists():
-        raise UserError(f"dataset.train.src: {train['src']} does not exist; make it with `piwsl prepare`.")
+    check_config(config)
+    train = splits(config["dataset"])["train"]
     block = config["model"]
     checkpoint = config["optim"].get("finetune_from")
     if not (checkpoint or block.get("foundation") or block.get("finetune_config")):

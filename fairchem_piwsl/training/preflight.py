@@ -12,10 +12,11 @@ from torch import nn
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import PIWSLSettings
-from fairchem_piwsl.training.checkpoints import random_state, set_random_state
+from fairchem_piwsl.training.checkpoint_files import load_weights, read_checkpoint
 from fairchem_piwsl.training.config_layout import layout
 from fairchem_piwsl.training.data_checks import by_split, check_datasets, reason, splits
 from fairchem_piwsl.training.metrics import ROOT_MEAN_SQUARES
+from fairchem_piwsl.training.random_states import random_state, set_random_state
 
 #: trainers that are given data sets, outputs and losses as here; others are left to themselves
 TRAINERS = ("piwsl_forces", "fairchem_piwsl.trainer.PIWSLForcesTrainer", "ocp", "forces", "energy")
@@ -91,9 +92,16 @@ def check_config(config: Mapping[str, Any], needs_data: bool = True, reads_data:
         raise UserError(
             "dataset.train.src is missing; add the data set to train on, as `piwsl prepare` prints it."
         )
+    if config.get("mode") == "run-relaxations" and "relax" not in present:
+        raise UserError(
+            "--mode run-relaxations relaxes the structures of dataset.relax, which is missing; add it."
+        )
     if training and config["optim"].get("scheduler") == "ReduceLROnPlateau" and "val" not in present:
         raise UserError("optim.scheduler ReduceLROnPlateau follows the validation error; add dataset.val.")
     model = build_model(config["model"])
+    if source := config["optim"].get("finetune_from"):
+        key = "optim.finetune_from"
+        load_weights(model, read_checkpoint(source, key=key), source, key)
     labels = check_datasets(config["dataset"], config["outputs"], model) if reads_data else {}
     with_forces = "forces" in labels.get("val", labels.get("train", {"forces"}))
     if not primary:
@@ -209,6 +217,9 @@ def _check_outputs(config: Mapping[str, Any], settings: PIWSLSettings) -> None:
             "or remove outputs.forces and its loss."
         )
     for name, output in outputs.items():
+        level = {"energy": "system", "forces": "atom"}.get(name, output["level"])
+        if output["level"] != level:
+            raise UserError(f"outputs.{name}.level is '{output['level']}'; set '{level}'.")
         for key in ("train_on_free_atoms", "eval_on_free_atoms") if output["level"] == "atom" else ():
             if key not in output:
                 raise UserError(
@@ -239,10 +250,7 @@ def _check_outputs(config: Mapping[str, Any], settings: PIWSLSettings) -> None:
 
 
 def _check_files(config: Mapping[str, Any]) -> None:
-    """Files beside the data sets: start of a fine-tuning, normaliser, element references."""
-    source = config["optim"].get("finetune_from")
-    if source and not Path(source).is_file():
-        raise UserError(f"checkpoint {source} does not exist: check the path given to optim.finetune_from.")
+    """Files beside the data sets: normaliser, element references."""
     transforms = splits(config["dataset"]).get("train", {}).get("transforms") or {}
     for kind in ("element_references", "normalizer"):
         block = transforms.get(kind) or {}

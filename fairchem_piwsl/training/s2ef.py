@@ -20,11 +20,12 @@ from torch_geometric.data import Batch
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training import metrics, preflight
 from fairchem_piwsl.training.checkpoint_files import no_training_state, read_checkpoint
-from fairchem_piwsl.training.checkpoints import ResumableMixin, random_state, set_random_state
+from fairchem_piwsl.training.checkpoints import ResumableMixin
 from fairchem_piwsl.training.cpu_speed import full_speed
 from fairchem_piwsl.training.fine_tuning import start_from
 from fairchem_piwsl.training.loss_terms import Outputs, Term, add_up
 from fairchem_piwsl.training.missing_labels import FillMissingLabels, LabelledLoss
+from fairchem_piwsl.training.random_states import random_state, set_random_state
 
 
 class S2EFTrainer(ResumableMixin, OCPTrainer):
@@ -99,7 +100,7 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
         if value < self.best_val_metric if lower else value > self.best_val_metric:
             self.best_val_metric = value
             self.save(metrics=val_metrics, checkpoint_file="best_checkpoint.pt", training_state=False)
-            if self.test_loader is not None:
+            if self.test_loader is not None and not self.is_debug:
                 self.predict(self.test_loader, results_file="predictions", disable_tqdm=disable_eval_tqdm)
 
     def counts_from(self, num_steps: int) -> int:

@@ -13,6 +13,14 @@ CASES = [
         "give the path",
         uses=("tiny_data",),
     ),
+    Case(
+        "references-there",
+        "piwsl references a.yml r.npz",
+        ("r.npz", "there already"),
+        "new",
+        files={"r.npz": b"x"},
+    ),
+    Case("references-npz", "piwsl references a.yml r.txt", ("r.txt", "no .npz"), "new"),
     Case("main-unknown-mode", "main.py --mode trane --config-yml a.yml", ("--mode", "trane"), "train"),
     Case("main-no-config", "main.py --mode train --config-yml a.yml", ("a.yml",), "--config-yml"),
 ]

@@ -46,6 +46,7 @@ FLAGS = {
     "--seed 4294967296": ("--seed 4294967296", "from 0"),
     "--seed one": ("--seed", "--help"),
     "--seeds 0 1 0": ("--seeds names 0 2 times", "once"),
+    "--method baseline auto baseline": ("--method names baseline 2 times", "once"),
     "--seeds 0 -5": ("--seeds", "from 0"),
     "--num-gpus 0": ("--num-gpus", "at least 1"),
     "--num-gpus -2": ("--num-gpus", "at least 1"),
@@ -99,6 +100,15 @@ CASES = [
         )
         for name, (said, remedy) in CHECKPOINTS.items()
         for mode in ("train", "validate", "predict")
+    ),
+    *(
+        Case(f"fine-tune-{name}", f"{TRAIN} --optim.finetune_from={R}/{name}.pt", (f"{name}.pt", said), remedy, uses=("run_inputs",))
+        for name, said, remedy in (
+            ("cut", "cannot be read", "another optim.finetune_from"),
+            ("code", "posix.mkdir", "--trust-checkpoint"),
+            ("list", NOT_ONE, "optim.finetune_from"),
+            ("wider", "do not fit", "hyperparameters"),
+        )
     ),
     *cases_of_flags(FLAGS, TRAIN),
     *cases_of_flags(JOBS, SUBMIT),

@@ -301,6 +301,10 @@ BLOCKS = [
     case("weak-terms-without-forces", {"outputs.forces": MISSING, "loss_functions": [{"energy": {"fn": "mae", "coefficient": 1}}]}, "'outputs' has no 'forces'", "add outputs.forces"),
     case("loss-without-output", {"optim.piwsl": MISSING, "outputs.forces": MISSING}, "forces", "add outputs.forces"),
     case("forces-not-predicted", {"model.regress_forces": False}, "outputs.forces", "model.regress_forces: true"),
+    case("no-pbc-without-pyg-lib", {"model.use_pbc": False}, "radius_graph", "model.use_pbc: true"),
+    case("output-no-model-has", {"outputs.stress": {"level": "system"}}, "no stress", "correct the block"),
+    case("forces-of-a-system", {"outputs.forces.level": "system"}, "outputs.forces.level", "set 'atom'"),
+    case("metric-of-one-output", {"evaluation_metrics.metrics.misc": ["per_atom_mae"]}, "evaluation_metrics.metrics.misc", "within_threshold"),
     case("model-refuses-itself", {"model": {"name": "escn", "otf_graph": True, "use_pbc": True, "regress_forces": True, "lmax_list": [2], "mmax_list": [1], "distance_function": "gausian"}}, "model 'escn' cannot be built", "correct the block"),
 ]  # fmt: skip
 
@@ -316,7 +320,7 @@ FILES = [
     case("train-as-val", {"dataset.val.src": "{tiny_data}/train.lmdb"}, "dataset.val.src", "of its own"),
     case("train-as-test", {"dataset.test.src": "{tiny_data}/./train.lmdb"}, "dataset.test.src", "of its own"),
     case("no-data", {"dataset.train.src": "no.lmdb"}, "dataset.train.src: no.lmdb", "piwsl prepare"),
-    case("too-many-asked", {"dataset.train.first_n": 500}, "dataset.train.src", "first_n or sample_n"),
+    case("too-many-asked", {"dataset.train.first_n": 500}, "dataset.train.src", "lower dataset.train.first_n"),
     case("folder-as-data", {"dataset.train.src": "."}, "dataset.train.src: .", "piwsl prepare"),
     case("text-as-data", {"dataset.train.src": "a.lmdb"}, "dataset.train.src: a.lmdb", "piwsl prepare", files={"a.lmdb": "text\n" * 5000}),
     case("empty-data", {"dataset.train.src": "a.lmdb"}, "a.lmdb holds no structures", "piwsl prepare", files={"a.lmdb": lambda path: write_lmdb(path, [])}),

@@ -24,7 +24,8 @@ import fairchem_piwsl  # noqa: F401  before fairchem
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training import checkpoint_files
 from fairchem_piwsl.training.checkpoint_files import read_checkpoint, read_torch_file, save_atomically
-from fairchem_piwsl.training.checkpoints import Preempted, ResumableMixin, random_state, set_random_state
+from fairchem_piwsl.training.checkpoints import Preempted, ResumableMixin
+from fairchem_piwsl.training.random_states import random_state, set_random_state
 
 
 def make_trainer(stop_after: tuple[int, ...] = ()) -> type:

@@ -12,7 +12,7 @@ from fairchem.core.common import distutils
 from helpers_trainer import CASE_D
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.training.checkpoints import random_state
+from fairchem_piwsl.training.random_states import random_state
 
 WEAK = {
     "case D": CASE_D,
