@@ -303,12 +303,12 @@ def _write_rest(
 
 
 def _identity(arguments: dict[str, Any], sources: Sequence[Source]) -> str:
-    """Hash of the arguments and of the files; of those, names and contents count, folders do not."""
+    """Hash of the arguments and of the files in their order; of those, names and contents count, folders do not."""
     named = {
         key: [Path(str(item)).name for item in value] if isinstance(value, list) else value
         for key, value in arguments.items()
     }
-    files = sorted({_file_identity(path) for source in sources for path in source.paths})
+    files = [_file_identity(path) for source in sources for path in source.paths]
     return hashlib.sha256(json.dumps([named, files], sort_keys=True, default=str).encode()).hexdigest()
 
 

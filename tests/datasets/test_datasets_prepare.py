@@ -391,6 +391,13 @@ def test_finished_work_is_not_repeated_on_request(tmp_path, capsys):
         prepare([path], tmp_path / "out", reuse=True, **options)
 
 
+def test_a_data_set_with_its_splits_exchanged_is_another_one(tmp_path):
+    first, second = (save(tmp_path / n / "data.extxyz", molecules(9, seed=k)) for k, n in enumerate("ab"))
+    prepare(train_files=[first], test_files=[second], out=tmp_path / "out", reuse=True, quiet=True)
+    with pytest.raises(UserError, match="already holds data"):
+        prepare(train_files=[second], test_files=[first], out=tmp_path / "out", reuse=True, quiet=True)
+
+
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     path = save(tmp_path / "a.extxyz", molecules(20))
     monkeypatch.setattr(prepare_module, "_write_rest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
