@@ -79,7 +79,6 @@ def duplicates(splits: dict[str, Records]) -> list[tuple[str, str, str, str]]:
         scale = np.maximum(np.abs(prints[first]), 1e-3)
         near = (np.abs(prints[first] - prints[second]) < FINGERPRINT_TOLERANCE * scale).all(axis=1)
         near &= kind.ravel()[first] == kind.ravel()[second]
-        near &= atoms[first].sum(axis=1) > 1  # free atoms are all alike
         found += [
             (owner[i], source[i], owner[j], source[j]) for i, j in zip(first[near], second[near], strict=True)
         ]

@@ -7,9 +7,10 @@ import gzip
 import numpy as np
 import pytest
 from ase import units
+from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.trajectory import Trajectory
-from helpers_datasets import FREE_ATOMS_EV, crystals, molecules, records, save
+from helpers_datasets import FREE_ATOMS_EV, crystals, labelled, molecules, records, save
 
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.errors import UserError
@@ -180,6 +181,14 @@ def test_duplicates_of_crystals_and_within_a_split(tmp_path):
     given["val_files"] = []
     summary = prepare(out=tmp_path / "out", quiet=True, **given)
     assert any("1 duplicate within a split" in w for w in summary["warnings"])
+
+
+def test_duplicates_of_crystals_with_one_atom_in_the_cell(tmp_path):
+    frames = [labelled(bulk("Cu", a=length)) for length in (3.5, 3.6, 3.7)]
+    save(tmp_path / "train.traj", frames)
+    save(tmp_path / "val.traj", frames[1:2])
+    given = {f"{name}_files": [tmp_path / f"{name}.traj"] for name in ("train", "val")}
+    refused(tmp_path, r"train\.traj:1 in train is val\.traj:0", train=None, val=None, test=None, **given)
 
 
 def test_fragments_that_only_differ_in_their_distance_are_no_duplicates(tmp_path):
