@@ -117,9 +117,9 @@ def vacuum_gaps(atoms: Atoms) -> np.ndarray:
     if not atoms.pbc.any():
         return gaps
     fractions = atoms.get_scaled_positions(wrap=True)
-    heights = 1.0 / np.linalg.norm(atoms.cell.reciprocal(), axis=1)
+    reciprocal = atoms.cell.reciprocal()
     for axis in np.flatnonzero(atoms.pbc):
-        gaps[axis] = _widest_gap(fractions[:, axis])[0] * heights[axis]
+        gaps[axis] = _widest_gap(fractions[:, axis])[0] / np.linalg.norm(reciprocal[axis])
     return gaps
 
 

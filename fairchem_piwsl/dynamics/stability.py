@@ -10,6 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from fairchem_piwsl.analysis.bonds import bond_lengths, bonds
+from fairchem_piwsl.structures import with_full_cell
 
 BOND_THRESHOLD = 0.5  # Angstrom
 RDF_THRESHOLD = 3.0  # Angstrom, the integral of |RDF - reference|; Fu et al. take 3.0 for water
@@ -92,12 +93,14 @@ class RdfCriterion:
 def radial_distribution(frames: Sequence[Atoms], edges: np.ndarray) -> np.ndarray:
     """g(r) of all pairs in the bins between `edges`, averaged over frames, by nearest images.
 
+    A surface without a third cell vector has the volume of the box in which a model sees it.
     ase.geometry.rdf counts n instead of the n - 1 other atoms around each, so that g does not tend to 1.
     """
     total = np.zeros(len(edges) - 1)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     for atoms in frames:
-        ideal = 0.5 * len(atoms) * (len(atoms) - 1) / atoms.get_volume() * shells
+        volume = (atoms if atoms.cell.rank == 3 else with_full_cell(atoms)).get_volume()
+        ideal = 0.5 * len(atoms) * (len(atoms) - 1) / volume * shells
         total += np.histogram(pair_distances(atoms), edges)[0] / ideal
     return total / len(frames)
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.cluster import Icosahedron
@@ -304,6 +304,18 @@ def test_reference_calculator_needs_no_checkpoint(tmp_path):
     assert result["model"] == "EMT"
     assert result["summary"]["failed"] == 0
     assert result["summary"]["is_lower_bound"]
+
+
+def test_a_surface_needs_no_third_cell_vector(tmp_path):
+    surface = fcc111("Cu", (3, 3, 3))
+    assert surface.cell.rank == 2
+    write(tmp_path / "surface.traj", surface)
+    settings = MDSettings(interval=1, timestep=2.0)
+    options = {"steps": 20, "calculator": "emt", "rdf_window": 0.02, "rdf_threshold": 100.0, "out": tmp_path}
+    result = run_md(None, tmp_path / "surface.traj", settings, **options)
+    assert result["summary"]["failed"] == 0
+    departure = RunFolder(tmp_path / "EMT" / "seed_0").table()["departure"]
+    assert 0 < np.nanmax(departure) < 100
 
 
 def test_xtb_conserves_energy_as_far_as_verlets_integrator_does(tmp_path):
