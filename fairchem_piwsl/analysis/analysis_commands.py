@@ -191,7 +191,7 @@ def show(result: dict[str, Any], tables: str, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json_text(result), nl=False)
         return
-    console = Console()
+    console = Console(markup=False)  # paths may hold brackets
     for table in _function(tables)(result):
         console.print(table)
     console.print(f"JSON and plots: {out}")

@@ -7,8 +7,8 @@ import numpy as np
 import yaml
 from ase.data import chemical_symbols
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fairchem_piwsl.config import with_method
 from fairchem_piwsl.datasets.records import Records
@@ -121,15 +121,15 @@ def _shown(value: Any) -> str:
 
 def show(summary: dict[str, Any], hint: str, lines: str) -> None:
     """Print table, warnings, and config lines with a hint on their use."""
-    console = Console()
+    console = Console(markup=False)  # paths may hold brackets
     console.print(table(summary))
     references = ", ".join(
         f"{symbol} {value:.4f}" for symbol, value in summary["element_references_eV"].items()
     )
     console.print(f"Element references (eV, fitted on train): {references}", soft_wrap=True)
     for note in summary.get("notes", []):
-        console.print(f"[cyan]note:[/] {escape(note)}", soft_wrap=True)
+        console.print(Text("note:", "cyan"), note, soft_wrap=True)
     for warning in summary["warnings"]:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+        console.print(Text("warning:", "yellow"), warning, soft_wrap=True)
     print(f"\n{hint}\n")
     print(lines)

@@ -69,7 +69,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for other programs.")] = False,
 ) -> None:
     """Show progress, the best trial so far, failures and running workers."""
-    from rich import print as rich_print
+    from rich.console import Console
 
     from fairchem_piwsl.sweeps.results import open_sweep, summary
 
@@ -77,7 +77,7 @@ def status(
     if as_json:
         print(json.dumps(state, indent=2))
     else:
-        rich_print(render(state))
+        Console(markup=False).print(render(state))
 
 
 @sweep_app.command()
@@ -139,18 +139,19 @@ def _live(detach: bool) -> Iterator[Show | None]:
     from fairchem_piwsl.sweeps.folder import load_folder
     from fairchem_piwsl.sweeps.results import summary
 
-    if detach or not Console().is_terminal:
+    console = Console(markup=False)  # names and values may hold brackets
+    if detach or not console.is_terminal:
         yield None
         return
-    with Live(refresh_per_second=2, transient=True) as live:
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
         yield lambda study, folder: live.update(render(summary(load_folder(folder), study, folder)))
 
 
 def _print_summary(folder: Path, detach: bool) -> None:
-    from rich import print as rich_print
+    from rich.console import Console
 
     from fairchem_piwsl.sweeps.results import open_sweep, summary
 
-    rich_print(render(summary(*open_sweep(folder), folder)))
+    Console(markup=False).print(render(summary(*open_sweep(folder), folder)))
     if detach:
         print(f"look after it with: piwsl sweep status {folder}")

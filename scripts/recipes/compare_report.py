@@ -53,7 +53,7 @@ def present(results: Sequence[Result], out: Path, content: Mapping[str, Any]) ->
     """Write `results.json` (`content`, see `as_recipe`) and `table.md`, print the table and what lies in `out`."""
     write_json(out / "results.json", content)
     write_text(out / "table.md", markdown_table(results))
-    console = Console()
+    console = Console(markup=False)
     console.print(rich_table(results, content["title"]))
     console.print("\n".join(str(path) for path in sorted(out.iterdir()) if path.is_file()))
 

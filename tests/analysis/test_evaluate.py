@@ -87,7 +87,7 @@ def test_errors_equal_numpy_on_upstreams_predictions(checkpoints, data, structur
 
 
 def test_command_writes_json_and_pictures_and_keeps_earlier_results(checkpoints, data, tmp_path):
-    out = tmp_path / "results"
+    out = tmp_path / "results[a]"
     arguments = ["evaluate", *map(str, checkpoints), "--data", str(data), "--cpu", "--out", str(out)]
     shown = CliRunner().invoke(app, [*arguments, "--json"])
     assert shown.exit_code == 0, shown.output
@@ -103,6 +103,7 @@ def test_command_writes_json_and_pictures_and_keeps_earlier_results(checkpoints,
     table = CliRunner().invoke(app, [*arguments, "--units", "eV"])
     assert table.exit_code == 0
     assert "eV/Angstrom" in table.stdout
+    assert "/results[a]" in table.stdout.replace("\n", "")
     assert json.loads((out / "evaluate.json.1").read_text()) == stored
 
 

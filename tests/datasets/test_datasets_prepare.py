@@ -443,16 +443,22 @@ def test_a_killed_conversion_leaves_no_data_set(tmp_path, kill):
 def test_command_line(tmp_path, monkeypatch, capsys):
     save(tmp_path / "a.extxyz.gz", molecules(20), format="extxyz")
     monkeypatch.chdir(tmp_path)
-    command = ["prepare", "a.extxyz.gz", "--out", "out", "--train", "10", "--val", "4", "--test", "6"]
+    command = ["prepare", "a.extxyz.gz", "--out", "run[a]", "--train", "10", "--val", "4", "--test", "6"]
     assert run_piwsl(command) == 0
     printed = capsys.readouterr().out
-    for text in ("structures", "H C O", "element_references", "stdev: 0.0433641", "src: out/train/data.lmdb"):
+    for text in (
+        "run[a] (eV",
+        "H C O",
+        "element_references",
+        "stdev: 0.0433641",
+        "src: run[a]/train/data.lmdb",
+    ):
         assert text in printed
     assert run_piwsl(command) == 2
     complaint = capsys.readouterr().err
     assert len(complaint.strip().splitlines()) == 1
-    assert "out already holds data" in complaint
-    assert json.loads((tmp_path / "out/summary.json").read_text())["arguments"]["train"] == 10
+    assert "run[a] already holds data" in complaint
+    assert json.loads((tmp_path / "run[a]/summary.json").read_text())["arguments"]["train"] == 10
 
 
 def test_the_calculator_agrees_on_molecules_without_a_cell(tmp_path):

@@ -251,7 +251,7 @@ def test_xsf_archives_and_folders_give_one_split(tmp_path, name):
 
 
 def test_finished_work_is_not_repeated(tmp_path, capsys):
-    path = write_sgdml(tmp_path / "md22_ethanol.npz", ethanol(60))
+    path = write_sgdml(tmp_path / "run[1]" / "md22_ethanol.npz", ethanol(60))
     out = tmp_path / "out"
     prepare_published("md22", [path], out, train=12, val=10)
     stamp = (out / "summary.json").stat().st_mtime_ns

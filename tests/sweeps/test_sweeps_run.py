@@ -19,7 +19,9 @@ import pytest
 import yaml
 from helpers_cluster import make_config, write_lmdb
 from helpers_sweep import read_log, sweep_content, write_sweep
+from typer.testing import CliRunner
 
+from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps import launcher
 from fairchem_piwsl.sweeps.results import best_config, open_sweep, summary
@@ -82,10 +84,11 @@ def test_pruning_sees_intermediate_values(tmp_path: Path) -> None:
 
 def test_grid_visits_every_point(tmp_path: Path) -> None:
     space = {"optim.lr_initial": {"type": "categorical", "choices": [0.1, 0.2, 0.3]},
-             "optim.batch_size": {"type": "categorical", "choices": [1, 2]}}  # fmt: skip
+             "optim.optimizer": {"type": "categorical", "choices": ["x[a]", "y[a]"]}}  # fmt: skip
     folder = start(tmp_path, sweep_content(space=space, sampler="grid", trials=6))
     points = [tuple(trial.params.values()) for trial in open_sweep(folder)[1].trials]
     assert len(set(points)) == 6
+    assert "[a]" in CliRunner().invoke(app, ["sweep", "status", str(folder)]).output
 
 
 def test_budget_of_steps(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_command_writes_json(tiny_data, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--optim.batch_size=2"])
     assert result.exit_code == 0, result.output
     assert "enlarged batch" in result.output
+    assert "[quartiles]" in result.output
     written = json.loads((tmp_path / "b.json").read_text())
     assert written["structures"] == 2  # the override reached the config
     assert written["piwsl_over_baseline"] > 0

@@ -110,7 +110,8 @@ def _expand(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         text = str(path)
-        matches = [Path(p) for p in sorted(glob.glob(text))] if glob.has_magic(text) else [Path(text)]
+        is_glob = glob.has_magic(text) and not Path(text).exists()
+        matches = [Path(p) for p in sorted(glob.glob(text))] if is_glob else [Path(text)]
         if not matches or not all(match.exists() for match in matches):
             raise UserError(f"{text} does not exist; give the files or folder of the data set.")
         found += matches
