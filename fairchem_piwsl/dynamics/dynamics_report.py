@@ -67,7 +67,7 @@ def run_md(
             f"{structure}: dynamics is judged by distances; give a structure of two atoms or more."
         )
     reference = _reference_frames(reference_trajectory, atoms)
-    name, source, engine = _engine(checkpoint, calculator, load_options)
+    name, identity, engine = _engine(checkpoint, calculator, load_options)
     folder = out / file_name(name)
     criteria = [
         criterion_for(atoms, reference, settings, bond_threshold, rdf_threshold, rdf_window)
@@ -76,7 +76,7 @@ def run_md(
     trial = atoms.copy()
     trial.calc = engine()
     trial.get_forces()  # a model that cannot do this structure at all says so here, before anything is written
-    check_settings(folder, _fingerprint(atoms, settings, source, criteria[0]))
+    check_settings(folder, _fingerprint(atoms, settings, identity, criteria[0]))
     runs = []
     for seed, criterion in enumerate(criteria, first_seed):
         place, tell = folder / f"seed_{seed}", partial(report, seed)
@@ -86,7 +86,7 @@ def run_md(
         "command": "md",
         "model": name,
         "checkpoint": str(checkpoint) if checkpoint is not None else None,
-        "source": source,
+        "source": f"{checkpoint} {identity}" if checkpoint is not None else identity,
         "structure": str(structure),
         "formula": atoms.get_chemical_formula(mode="hill"),
         "settings": asdict(settings),
@@ -160,9 +160,8 @@ def _reference_frames(path: str | Path | None, atoms: Atoms) -> list[Atoms]:
 def _engine(
     checkpoint: str | Path | None, calculator: str | None, load_options: dict[str, Any]
 ) -> tuple[str, str, Callable[[], Calculator]]:
-    """Name, identity and a maker of calculators."""
+    """Name, identity by content, so that a moved checkpoint can continue its run, and a maker of calculators."""
     if calculator is not None:
-        reference_calculator(calculator)
         return NAMES[calculator], calculator, lambda: reference_calculator(calculator)
     from fairchem_piwsl.analysis.potential import file_digest, load_potential
 
@@ -174,13 +173,13 @@ def _engine(
         for key in ("dtype", "gradient_forces", "task_name")
         if load_options.get(key) is not None
     )
-    return potential.name, f"{checkpoint} sha256={digest} {options}".strip(), potential.calculator
+    return potential.name, f"sha256={digest} {options}".strip(), potential.calculator
 
 
 def _fingerprint(
     atoms: Atoms,
     settings: MDSettings,
-    source: str,
+    identity: str,
     criterion: stability.BondCriterion | stability.RdfCriterion,
 ) -> dict[str, Any]:
     """What a run and its verdict depend on; a folder continues under the same one only."""
@@ -188,7 +187,7 @@ def _fingerprint(
         **asdict(settings),
         "formula": atoms.get_chemical_formula(mode="hill"),
         "start": _digest(atoms.positions),
-        "model": source.split(" ", 1)[-1],  # by content, so that a moved checkpoint can continue its run
+        "model": identity,
         **{f"failure {key}": value for key, value in criterion.settings().items()},
         "failure reference": _digest(criterion.expected),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -295,6 +296,16 @@ def test_a_command_that_could_not_start_leaves_its_folder_to_others(trained, tmp
         run_md(checkpoint, tmp_path / "no_model_knows.xyz", MDSettings(), steps=1, out=tmp_path, cpu=True)
     result = run_md(checkpoint, water, MDSettings(), steps=1, out=tmp_path, cpu=True)
     assert result["formula"] == "H2O"
+
+
+def test_a_run_continues_with_its_checkpoint_in_another_folder(trained, tmp_path):
+    _, water, checkpoint = trained
+    for steps, folder in enumerate(("my runs", "my other runs"), 1):
+        (tmp_path / folder).mkdir()
+        moved = shutil.copy(checkpoint, tmp_path / folder / "model.pt")
+        result = run_md(moved, water, MDSettings(), steps=steps, out=tmp_path, cpu=True)
+        assert result["source"].startswith(f"{moved} sha256=")
+        assert result["runs"][0]["steps"] == steps
 
 
 def test_reference_calculator_needs_no_checkpoint(tmp_path):
