@@ -15,6 +15,7 @@ from helpers_analysis import rattled, train, write_lmdb
 from typer.testing import CliRunner
 
 from fairchem_piwsl.analysis import consistency as measures
+from fairchem_piwsl.analysis import consistency_report
 from fairchem_piwsl.analysis.consistency_report import check_consistency
 from fairchem_piwsl.analysis.potential import Predictions
 from fairchem_piwsl.cli import app
@@ -172,6 +173,16 @@ def test_gradient_model_is_conservative_to_rounding_and_direct_model_is_not(trai
     assert painn["force_mismatch"]["relative"] > 0.05
     assert painn["curl"]["asymmetry"] > 1e-3
     assert painn["slopes"]["pitc_k0"] == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize(("energy", "relative"), [(lambda x: x @ x, 1.0), (lambda x: 0.0, 0.0)])
+def test_a_model_that_predicts_no_force_is_judged(trained, monkeypatch, energy, relative):
+    still = Analytic(energy, np.zeros_like)
+    still.name = still.path = "still"
+    monkeypatch.setattr(consistency_report, "load_precise", lambda *_: (still, "float64"))
+    found = check_consistency("still", trained[0], structures=2, jacobians=1, points=2)
+    assert found["force_mismatch"]["relative"] == pytest.approx(relative)
+    assert found["conservative"] == (relative == 0)
 
 
 def test_command_writes_json_and_plot(trained, tmp_path):
