@@ -54,14 +54,16 @@ def error_table(
     """
     sums = _sums(energy, forces, energy_predicted, forces_predicted)
     n_structures = len(energy)
-    draws = np.random.default_rng(seed).multinomial(
-        n_structures, np.full(n_structures, 1.0 / max(n_structures, 1)), size=n_bootstrap
-    )
+    random, shares = np.random.default_rng(seed), np.full(n_structures, 1.0 / max(n_structures, 1))
+    columns = np.stack([part for pair in sums.values() for part in pair], axis=1)
+    # one draw at a time: all of them are 8 GB for a million structures
+    draws = [random.multinomial(n_structures, shares) @ columns for _ in range(n_bootstrap)]
+    drawn = np.array(draws).reshape(n_bootstrap, len(sums), 2)
     table = {}
     tail = 50.0 * (1.0 - confidence)
-    for metric, (numerator, count) in sums.items():
+    for number, (metric, (numerator, count)) in enumerate(sums.items()):
         value = _ratio(metric, numerator.sum(), count.sum())
-        resampled = _ratio(metric, draws @ numerator, draws @ count)
+        resampled = _ratio(metric, drawn[:, number, 0], drawn[:, number, 1])
         resampled = resampled[np.isfinite(resampled)]
         low, high = np.percentile(resampled, [tail, 100.0 - tail]) if resampled.size else (np.nan, np.nan)
         table[metric] = Estimate(float(value), float(low), float(high))

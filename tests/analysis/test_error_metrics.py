@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,19 @@ def test_interval_covers_the_truth_as_often_as_it_says():
         table = error_table(np.zeros(60), nothing, error, [np.zeros((2, 3))] * 60, n_bootstrap=300)
         covered.append(table["energy_rmse"].low < 1.0 < table["energy_rmse"].high)
     assert 0.87 < np.mean(covered) < 0.99
+
+
+def test_intervals_are_those_of_all_draws_at_once_without_their_memory():
+    error = np.random.default_rng(0).normal(size=5000)
+    nothing = [np.full((1, 3), np.nan)] * 5000
+    tracemalloc.start()
+    found = error_table(np.zeros(5000), nothing, error, nothing)["energy_mae"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    draws = np.random.default_rng(0).multinomial(5000, np.full(5000, 1 / 5000), size=1000)
+    expected = np.percentile(draws @ np.abs(error) / 5000, [2.5, 97.5])
+    assert [found.low, found.high] == pytest.approx(expected, rel=1e-12)
+    assert peak < draws.nbytes / 4
 
 
 def test_missing_labels_are_left_out(case):
