@@ -126,7 +126,8 @@ def show(summary: dict[str, Any], hint: str, lines: str) -> None:
     references = ", ".join(
         f"{symbol} {value:.4f}" for symbol, value in summary["element_references_eV"].items()
     )
-    console.print(f"Element references (eV, fitted on train): {references}", soft_wrap=True)
+    origin = "from --reference-file" if summary["arguments"].get("reference_files") else "fitted on train"
+    console.print(f"Element references (eV, {origin}): {references}", soft_wrap=True)
     for note in summary.get("notes", []):
         console.print(Text("note:", "cyan"), note, soft_wrap=True)
     for warning in summary["warnings"]:

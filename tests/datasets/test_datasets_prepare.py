@@ -522,7 +522,7 @@ def test_a_link_in_a_data_set_is_the_users(tmp_path):
     assert (tmp_path / "big_disk/data.lmdb").exists()
 
 
-def test_energies_of_free_atoms_are_the_references(tmp_path):
+def test_energies_of_free_atoms_are_the_references(tmp_path, capsys):
     from ase import Atoms
 
     frames = molecules(20)
@@ -532,8 +532,9 @@ def test_energies_of_free_atoms_are_the_references(tmp_path):
         atom.calc = SinglePointCalculator(atom, energy=energy / units.Hartree)
     save(tmp_path / "atoms.extxyz", atoms)
     path = save(tmp_path / "a.extxyz", molecules(20, factor=1 / units.Hartree))
-    options = {"reference_files": [tmp_path / "atoms.extxyz"], "units": "Hartree", **SMALL}
+    options = {"reference_files": [tmp_path / "atoms.extxyz"], "units": "Hartree", **SMALL, "quiet": False}
     summary = prepare([path], tmp_path / "out", **options)
+    assert "Element references (eV, from --reference-file)" in capsys.readouterr().out
     assert summary["element_references_eV"] == pytest.approx({s: energies[s] for s in ("H", "C", "O")})
     file = np.load(tmp_path / "out/element_references.npz")["element_references"]
     assert file.dtype == np.float64
