@@ -42,7 +42,7 @@ def evaluate(
     units: "kcal/mol", "eV" or "meV". group_by: "composition", "size", "none", or "auto": by composition
     where there are 2 to 12 of them, by size where there are more. out: a folder for `evaluate.json` and
     parity plots, written when all models are done.
-    load_options go to `load_potential` (cpu, dtype, ema, gradient_forces).
+    load_options go to `load_potential` (cpu, dtype, ema, gradient_forces, task_name).
     """
     energy_units(units)
     structures = read_labelled(data, limit)

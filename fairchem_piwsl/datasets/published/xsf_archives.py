@@ -53,10 +53,10 @@ class XsfSource:
         elif self.path.suffix == ".xsf":
             yield self.path.name, self.path.read_text(encoding="utf-8")
         else:  # one pass over the archive: going back in a compressed file means starting again
-            texts, missing = {}, set(names)
+            texts, wanted = {}, set(names)
             with broken(self.path), tarfile.open(self.path) as archive:
                 for member in archive:
-                    file = archive.extractfile(member) if member.name in missing else None
+                    file = archive.extractfile(member) if member.name in wanted else None
                     if file is not None:
                         texts[member.name] = file.read().decode("utf-8")
             yield from ((name, texts[name]) for name in names)
