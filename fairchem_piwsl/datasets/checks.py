@@ -114,7 +114,7 @@ def report(splits: dict[str, Records]) -> list[str]:
         if len(new):
             symbols = ", ".join(chemical_symbols[z] for z in new)
             warnings.append(f"{symbols} in {name} but not in train: a model cannot know these elements.")
-        if len(records) and records.shortest.min() < SHORT_DISTANCE:
+        if records.shortest.min() < SHORT_DISTANCE:
             at = int(records.shortest.argmin())
             warnings.append(
                 f"{records.source[at]} in {name} has atoms {records.shortest[at]:.2f} Angstrom apart."
@@ -128,7 +128,7 @@ def report(splits: dict[str, Records]) -> list[str]:
                 f"{no_forces} of {len(records)} structures in {name} lack forces, or some of them."
             )
         net = records.net_force[np.isfinite(records.net_force)]
-        scale = records.force_rms * np.sqrt(records.natoms.mean()) if len(records) else np.nan
+        scale = records.force_rms * np.sqrt(records.natoms.mean())
         if len(net) and np.median(net) > 0.03 * scale > 0:
             warnings.append(f"Forces in {name} do not sum to zero (median {np.median(net):.2f} eV/Angstrom).")
     return warnings

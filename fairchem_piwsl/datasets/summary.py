@@ -22,8 +22,6 @@ OUTPUTS = {
 
 def describe(records: Records, references: np.ndarray) -> dict[str, Any]:
     """Statistics of one split; energies in eV, forces in eV/Angstrom, distances in Angstrom."""
-    if not len(records):
-        return {"structures": 0}
     energy = records.energy
     referenced = energy - records.composition @ references
     shortest = records.shortest[np.isfinite(records.shortest)]
@@ -89,7 +87,7 @@ def as_yaml(block: dict[str, Any]) -> str:
 
 def table(summary: dict[str, Any]) -> Table:
     """The summary as a table with a column for each split; `referenced`: after subtracting element references."""
-    splits = {name: d for name, d in summary["splits"].items() if d["structures"]}
+    splits = summary["splits"]
     result = Table(title=f"{summary['out']} (eV, eV/Angstrom, Angstrom; forces by component)")
     result.add_column("")
     for name in splits:
