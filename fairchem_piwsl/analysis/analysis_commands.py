@@ -1,7 +1,6 @@
 """The commands of `piwsl` that judge trained models: options here, work in the modules next door."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
@@ -10,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import as_json as json_text
 from fairchem_piwsl.files import check_output_folder
 
@@ -64,8 +62,8 @@ def runs(work: str, tables: str) -> Callable[[Callable[..., None]], Callable[...
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def call(as_json: bool, **options: Any) -> None:
-            with written_to(options["out"]):
-                result = _function(work)(**options)
+            check_output_folder(options["out"])
+            result = _function(work)(**options)
             show(result, tables, options["out"], as_json)
 
         own = signature(command)
@@ -73,20 +71,6 @@ def runs(work: str, tables: str) -> Callable[[Callable[..., None]], Callable[...
         return call
 
     return decorate
-
-
-@contextmanager
-def written_to(out: Path) -> Iterator[None]:
-    """Refuse an output folder that cannot be written before the block; a disk that gets full in it is a sentence."""
-    check_output_folder(out)
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise UserError(
-            f"{error.filename}: {error.strerror}; free space or permissions there, or give another --out."
-        ) from error
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -185,8 +185,6 @@ def test_a_full_disk_is_a_sentence(data, checkpoints, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    assert (
-        f"{tmp_path / 'out' / 'evaluate.json'}: No space left on device; free space"
-        in capsys.readouterr().err
-    )
+    sentence = "No space left on device; check its permissions and the free space."
+    assert f"{tmp_path / 'out' / 'evaluate.json'}: {sentence}" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
