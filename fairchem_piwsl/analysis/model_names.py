@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def short_name(path: str | Path) -> str:
-    """A short name: the run's for the files that trainings write, else the file's."""
-    return short_names([path])[0]
-
-
 def short_names(paths: Sequence[str | Path]) -> list[str]:
-    """Short names for `paths`, made longer by leading folders until no two are the same."""
+    """Short names for `paths`, made longer by leading folders until no two are the same.
+
+    A name is the run's for the files that trainings write, else the file's.
+    """
     folders = [_telling_parts(path) for path in paths]
     files = [Path(path).resolve().with_suffix("").parts for path in paths]
     # `seed0` alone tells little: the method is in the folder above.

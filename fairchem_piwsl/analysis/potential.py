@@ -17,7 +17,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from fairchem_piwsl.analysis.inference_checkpoints import is_inference_checkpoint
-from fairchem_piwsl.analysis.model_names import short_name, short_names
+from fairchem_piwsl.analysis.model_names import short_names
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.upstream import installed_version
 
@@ -154,7 +154,7 @@ def load_potential(
         )
     if task_name is not None and not is_new:
         raise UserError("--task-name is for checkpoints of fairchem-core 2; leave it out.")
-    options = (name or short_name(path), cpu, getattr(torch, dtype), gradient_forces)
+    options = (name or short_names([path])[0], cpu, getattr(torch, dtype), gradient_forces)
     if is_new:
         from fairchem_piwsl.analysis import potential_fairchem2
 
