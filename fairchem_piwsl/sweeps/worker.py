@@ -6,6 +6,7 @@ import signal
 import time
 import traceback
 import uuid
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -197,4 +198,7 @@ def budget_spent(sweep: Sweep, study: optuna.Study) -> bool:
         return True
     if steps is None:
         return False
-    return sum(t.user_attrs.get(STEPS, 0) for t in study.get_trials(deepcopy=False)) >= steps
+    taken: Counter[Any] = Counter()  # by slot: a continued trial counts on, and `|=` keeps the larger number
+    for trial in study.get_trials(deepcopy=False):
+        taken |= Counter({trial.user_attrs.get(SLOT): trial.user_attrs.get(STEPS, 0)})
+    return taken.total() >= steps

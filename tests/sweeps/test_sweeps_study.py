@@ -30,6 +30,7 @@ from fairchem_piwsl.sweeps.study import (
     slots,
 )
 from fairchem_piwsl.sweeps.sweep_file import Sweep, parse_sweep
+from fairchem_piwsl.sweeps.worker import budget_spent
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -163,6 +164,18 @@ def test_handed_back_trial_waits_again(tmp_path: Path) -> None:
         hand_back(study, storage, tmp_path, trial.number, "preempted")
     assert counts(study) == {"running": 0, "complete": 0, "pruned": 0, "fail": 0, "waiting": 1}
     assert len(study.trials) == 5
+
+
+def test_steps_of_a_continued_trial_count_once(tmp_path: Path) -> None:
+    storage = open_storage("journal", tmp_path)
+    study = create_study(make_sweep(trials=1), storage)
+    for steps in (500, 900, 1000):  # the trainer's own number of steps, which goes on where it was
+        trial = claim(make_sweep(), study, storage, "w")
+        assert trial is not None
+        trial.set_user_attr("steps", steps)
+        hand_back(study, storage, tmp_path, trial.number, "preempted")
+    assert not budget_spent(make_sweep(budget={"steps": 1001}), study)
+    assert budget_spent(make_sweep(budget={"steps": 1000}), study)
 
 
 def test_a_trial_that_was_closed_meanwhile_is_not_handed_back(tmp_path: Path) -> None:
