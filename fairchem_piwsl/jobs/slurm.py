@@ -46,9 +46,11 @@ def slurm_executor(folder: Path, timeouts: int = MAX_TIMEOUTS) -> submitit.AutoE
 def job_id() -> str:
     """The job of this process as submitit and `squeue` write it, `1234_5` in an array; without one the process."""
     environment = os.environ
+    if "SUBMITIT_LOCAL_JOB_ID" in environment:  # also within an allocation, whose number all would share
+        return environment["SUBMITIT_LOCAL_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in environment:
         return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment.get("SLURM_JOB_ID") or environment.get("SUBMITIT_LOCAL_JOB_ID") or f"pid{os.getpid()}"
+    return environment.get("SLURM_JOB_ID") or f"pid{os.getpid()}"
 
 
 def outlive_requeue() -> None:

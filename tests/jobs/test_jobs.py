@@ -20,7 +20,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs import launch, runner
 from fairchem_piwsl.jobs.command_line import read_arguments
 from fairchem_piwsl.jobs.runner import join_ranks, prepare
-from fairchem_piwsl.jobs.slurm import python_ignoring_usr2
+from fairchem_piwsl.jobs.slurm import job_id, python_ignoring_usr2
 from fairchem_piwsl.jobs.submission import build_configs, submit
 
 MAIN = Path(__file__).parents[2] / "main.py"
@@ -143,6 +143,19 @@ def test_ranks_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert join_ranks(1) == 4
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     assert [os.environ[name] for name in names] == ["3", "1", "4", "node3", "21234"]
+
+
+def test_number_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local job within an allocation is not the allocation: a sweep counts its own workers by their numbers."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "SUBMITIT_"))]:
+        monkeypatch.delenv(name)
+    steps = [({}, f"pid{os.getpid()}"), ({"SLURM_JOB_ID": "8"}, "8"),
+             ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}, "7_1"),
+             ({"SUBMITIT_LOCAL_JOB_ID": "99"}, "99")]  # fmt: skip
+    for more, expected in steps:
+        for name, value in more.items():
+            monkeypatch.setenv(name, value)
+        assert job_id() == expected
 
 
 def test_python_of_jobs_survives_an_early_signal() -> None:
