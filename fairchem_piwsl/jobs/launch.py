@@ -54,6 +54,8 @@ def start(arguments: list[str] | None, program: str) -> None:
     left = [config for config in configs if len(configs) == 1 or not is_finished(config)]
     if len(left) < len(configs):
         logging.info(f"{len(configs) - len(left)} of {len(configs)} runs have finished already")
+    if not left:
+        return
     if args.submit:
         check_output_folder(args.logdir, "--logdir")
         submit(args, left)

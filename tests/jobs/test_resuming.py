@@ -254,9 +254,15 @@ def test_a_signal_after_the_last_step_ends_the_other_seeds(
     assert [torch.load(path, weights_only=True)["step"] for path in checkpoints(tmp_path)] == [4, 4]
 
 
-def test_all_seeds_have_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command once more trains nothing and ends well."""
+@pytest.mark.parametrize("more", [[], ["--submit"]])
+def test_all_seeds_have_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, more: list[str]
+) -> None:
+    """The same command once more trains nothing, sends nothing and ends well."""
     monkeypatch.setattr(launch, "is_finished", lambda config: True)
     monkeypatch.setattr(launch, "run_here", lambda *_: pytest.fail("a finished run was started"))
     path = write_config(tmp_path, {**make_config(tmp_path, max_epochs=1), "trainer": OWN})
-    launch.main(["--mode", "train", "--config-yml", str(path), "--seeds", "0", "1", "--cpu"])
+    flags = ["--seeds", "0", "1", "--cpu", "--logdir", str(tmp_path / "logs"), *more]
+    with caplog.at_level("INFO"):
+        launch.main(["--mode", "train", "--config-yml", str(path), *flags])
+    assert "2 of 2 runs have finished already" in caplog.text
