@@ -13,7 +13,7 @@ from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.sweeps.folder import load_folder, write_yaml
 from fairchem_piwsl.sweeps.heartbeat import running_workers
 from fairchem_piwsl.sweeps.storage import open_storage
-from fairchem_piwsl.sweeps.study import BASE, REASON, SLOT, best_trials, counts, load_study, slots
+from fairchem_piwsl.sweeps.study import BASE, REASON, SLOT, best_trials, completed, counts, load_study, slots
 from fairchem_piwsl.sweeps.sweep_file import Sweep
 
 
@@ -38,9 +38,8 @@ def summary(sweep: Sweep, study: optuna.Study, folder: Path) -> dict[str, Any]:
         **counts(study),
         "retries": len(study.get_trials(deepcopy=False)) - len(latest),
         "training_seconds": round(sum(seconds), 1),
-        "base": next(
-            (describe_trial(t) for t in latest.values() if t.user_attrs.get(BASE) and t.values), None
-        ),
+        # Optuna takes the last validation of a pruned trial for its value
+        "base": next((describe_trial(t) for t in completed(study) if t.user_attrs.get(BASE)), None),
         "best": [describe_trial(trial) for trial in best_trials(study)],
         "failures": {slot: trial.user_attrs.get(REASON, "unknown reason") for slot, trial in failed.items()},
         "workers": [describe_worker(worker) for worker in running_workers(folder, within)],

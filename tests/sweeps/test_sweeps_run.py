@@ -73,13 +73,15 @@ def test_pareto_front(tmp_path: Path) -> None:
 
 
 def test_pruning_sees_intermediate_values(tmp_path: Path) -> None:
-    pruner = {"name": "threshold", "upper": 1.1, "n_warmup_steps": 0}
+    pruner = {"name": "threshold", "upper": 1.03, "n_warmup_steps": 0}
     folder = start(tmp_path, sweep_content(pruner=pruner, trials=8))
-    study = open_sweep(folder)[1]
+    sweep, study = open_sweep(folder)
     for trial in study.trials:
         worst = (trial.params["optim.lr_initial"] - 0.3) ** 2 + 1
-        assert trial.state.name == ("PRUNED" if worst > 1.1 else "COMPLETE")
-    assert counts(study)["pruned"] > 0
+        assert trial.state.name == ("PRUNED" if worst > 1.03 else "COMPLETE")
+    assert counts(study)["complete"] > 0
+    assert study.trials[0].state.name == "PRUNED"
+    assert summary(sweep, study, folder)["base"] is None  # its last validation is no result
 
 
 def test_grid_visits_every_point(tmp_path: Path) -> None:
