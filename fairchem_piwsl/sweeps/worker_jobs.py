@@ -127,10 +127,16 @@ def queued(jobs: list[str]) -> list[str]:
 
 
 def visible_gpus() -> list[int]:
-    """Numbers of the GPUs that this process may use."""
+    """Numbers of the GPUs that this process may use, as submitit wants them."""
     import torch
 
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed and all(entry.strip().isdigit() for entry in listed.split(",")):
-        return [int(entry) for entry in listed.split(",")]
-    return list(range(torch.cuda.device_count()))
+    listed, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    if not listed or not count:
+        return list(range(count))
+    try:
+        return [int(entry) for entry in listed.split(",")[:count]]
+    except ValueError:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES={listed} names GPUs otherwise than by their numbers, which local workers need: "
+            "set it to those that `nvidia-smi` shows, or use --executor debug."
+        ) from None

@@ -28,6 +28,7 @@ from fairchem_piwsl.sweeps.results import best_config, open_sweep, summary
 from fairchem_piwsl.sweeps.study import REASON, counts, slots
 from fairchem_piwsl.sweeps.sweep_report import figures, write_report
 from fairchem_piwsl.sweeps.trial_training import failure_reason
+from fairchem_piwsl.sweeps.worker_jobs import visible_gpus
 
 
 @pytest.fixture(autouse=True)
@@ -255,6 +256,18 @@ def test_figures_of_near_values_have_no_offset(tmp_path: Path) -> None:
                 assert "+" not in axis.get_offset_text().get_text()
                 labels = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
                 assert len(set(labels)) == len(labels)
+
+
+def test_gpus_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """submitit takes nothing else, and number 0 may be another one than that of the name."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for listed, expected in (("", [0, 1]), ("3, 5", [3, 5])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+        assert visible_gpus() == expected
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937-d72c-4106,GPU-1")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=GPU-8932f937-d72c-4106,GPU-1 names"):
+        start(tmp_path, sweep_content(cpu=False), "local")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
