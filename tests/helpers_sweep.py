@@ -90,6 +90,17 @@ def slow(config: Mapping[str, Any], report: Any) -> None:
     note(config, "end")
 
 
+def told_to_end(config: Mapping[str, Any], report: Any) -> None:
+    """Gets SIGTERM in the middle of its first attempt."""
+    first = not read_log(config["run_dir"])
+    note(config, "begin")
+    for step in (1, 2, 3):
+        if first and step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        report(step, {"error": config["optim"]["lr_initial"]})
+    note(config, "end")
+
+
 def fails(config: Mapping[str, Any], report: Any) -> None:
     """Raises whatever its settings."""
     raise ValueError("no such model")

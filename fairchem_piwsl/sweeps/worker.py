@@ -37,7 +37,7 @@ from fairchem_piwsl.sweeps.sweep_file import Sweep
 from fairchem_piwsl.sweeps.trial_training import Reporter, failure_reason, trial_config
 from fairchem_piwsl.training.checkpoints import Preempted
 
-RUNS = "runs"
+RUNS, PREEMPTED = "runs", "preempted"
 TOO_LATE = "trial {} was given to another worker while this one was silent"
 #: seconds between two looks for a trial where another worker's may have to be taken over
 IDLE = 1.0
@@ -79,13 +79,17 @@ class _Loop:
     def run(self) -> None:
         """Run trials until there is nothing to do."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with handled(self._on_signal, signal.SIGUSR2, signal.SIGINT) as before, self.heartbeat:
+        numbers = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+        with handled(self._on_signal, *numbers) as before, self.heartbeat:
             self.heartbeat.update(job=self.job, index=self.index, host=os.uname().nodename)
             while self._one_more():
                 pass
         handler = before.get(signal.SIGUSR2)
         if self.preempted and callable(handler):
             handler(signal.SIGUSR2, None)  # submitit's: requeues the job and ends this process
+        # after TERM SLURM ends the job itself, and queues it again only where it has not ended before
+        while self.stop_reason == PREEMPTED and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            signal.pause()
 
     # ---------------------------------------------------------------- stopping
 
@@ -93,8 +97,8 @@ class _Loop:
         """Only take notes here: this may interrupt a write to the study."""
         if number == signal.SIGINT and self.stop_reason:
             raise KeyboardInterrupt  # the second Ctrl-C
-        self.preempted = number == signal.SIGUSR2
-        self._stop("preempted" if self.preempted else "stopped by the user")
+        self.preempted |= number == signal.SIGUSR2
+        self._stop("stopped by the user" if number == signal.SIGINT else PREEMPTED)
 
     def _stop(self, reason: str) -> None:
         self.stop_reason = self.stop_reason or reason
@@ -153,7 +157,7 @@ class _Loop:
             _tell(study, trial, TrialState.PRUNED)
         except Preempted:
             self._note(trial, started)
-            hand_back(study, self.storage, self.folder, trial.number, self.stop_reason or "preempted")
+            hand_back(study, self.storage, self.folder, trial.number, self.stop_reason or PREEMPTED)
         except KeyboardInterrupt:
             hand_back(study, self.storage, self.folder, trial.number, "stopped by the user")
             raise

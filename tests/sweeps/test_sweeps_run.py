@@ -119,6 +119,14 @@ def test_failures_and_a_killed_worker(tmp_path: Path) -> None:
     assert ends == {f"{slot:04d}": 1 for slot in (0, 1, 3, 5, 7, 8)}
 
 
+def test_a_worker_that_is_told_to_end_hands_its_trial_back(tmp_path: Path) -> None:
+    folder = start(tmp_path, sweep_content("told_to_end", trials=1, workers=1), "local")
+    first, second = open_sweep(folder)[1].trials
+    assert (first.user_attrs[REASON], first.user_attrs["steps"]) == ("preempted", 2)
+    assert second.state.name == "COMPLETE"
+    assert [line.split()[1] for line in read_log(folder / "runs")] == ["begin", "begin", "end"]
+
+
 def test_ctrl_c_stops_and_resume_finishes(tmp_path: Path) -> None:
     path = write_sweep(tmp_path / "in", sweep_content("slow", trials=6, workers=2))
     command = [
