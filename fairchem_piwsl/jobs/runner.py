@@ -99,7 +99,8 @@ def refuse_taken_name(command: dict[str, Any]) -> None:
 
 def rank_count(world_size: int) -> int:
     """Number of ranks: of `srun` (submitit uses it too) where it has started this process, else as asked for."""
-    tasks = int(os.environ.get("SLURM_NTASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
+    # not SLURM_NTASKS, which an interactive shell, a step of one task, has from its allocation
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
     return tasks if tasks > 1 else world_size
 
 
@@ -111,8 +112,8 @@ def join_ranks(world_size: int) -> int:
     from fairchem.core.common import distutils
 
     environment = os.environ
-    if "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
-        tasks = rank_count(world_size)
+    tasks = rank_count(1)
+    if tasks > 1:
         environment |= {"RANK": environment["SLURM_PROCID"], "LOCAL_RANK": environment["SLURM_LOCALID"]}
         environment["WORLD_SIZE"] = str(tasks)
         environment["MASTER_ADDR"] = first_host(environment["SLURM_STEP_NODELIST"])

@@ -19,7 +19,7 @@ from helpers_cluster import make_config, write_config
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs import launch, runner
 from fairchem_piwsl.jobs.command_line import read_arguments
-from fairchem_piwsl.jobs.runner import join_ranks, prepare
+from fairchem_piwsl.jobs.runner import join_ranks, prepare, rank_count
 from fairchem_piwsl.jobs.slurm import job_id, python_ignoring_usr2
 from fairchem_piwsl.jobs.submission import build_configs, submit
 
@@ -129,8 +129,7 @@ def test_ranks_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     slurm = {
-        "STEP_ID": 0,
-        "NTASKS": 4,
+        "STEP_NUM_TASKS": 4,
         "PROCID": 3,
         "LOCALID": 1,
         "JOB_ID": 41234,
@@ -143,6 +142,13 @@ def test_ranks_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert join_ranks(1) == 4
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     assert [os.environ[name] for name in names] == ["3", "1", "4", "node3", "21234"]
+
+
+def test_interactive_shell_in_an_allocation_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What salloc's shell has for `--nodes 2 --ntasks 4`; other ranks would never come."""
+    for name, value in {"STEP_ID": 4294967290, "NTASKS": 4, "STEP_NUM_TASKS": 1, "PROCID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert (rank_count(1), rank_count(2)) == (1, 2)
 
 
 def test_number_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
