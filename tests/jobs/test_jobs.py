@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from fairchem_piwsl.jobs.slurm import job_id, python_ignoring_usr2
 from fairchem_piwsl.jobs.submission import build_configs, submit
 
 MAIN = Path(__file__).parents[2] / "main.py"
+SCRIPTS = sorted((MAIN.parent / "scripts").glob("*.sbatch"))
 
 
 def configs_of(*flags: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -162,6 +164,12 @@ def test_number_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in more.items():
             monkeypatch.setenv(name, value)
         assert job_id() == expected
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_sbatch_scripts_write_into_folders_that_exist(script: Path) -> None:
+    """SLURM makes no folder for a job's output: such a job ends at once without a word."""
+    assert not re.search(r"^#SBATCH --(output|error)=.*/", script.read_text(), re.MULTILINE)
 
 
 def test_python_of_jobs_survives_an_early_signal() -> None:

@@ -36,14 +36,13 @@ def submit(folder: Path, config: Path, *more: str) -> list[str]:
 
 
 def plain_sbatch(folder: Path, config: Path) -> str:
-    """Number of a job of scripts/train_nodes.sbatch, without its GPUs and with two tasks on a node."""
-    script = (MAIN.parent / "scripts" / "train_nodes.sbatch").read_text()
-    assert "--gpus-per-node=4" in script
+    """Number of a job of scripts/train.sbatch, without its GPU and with two tasks on each of two nodes."""
+    script = (MAIN.parent / "scripts" / "train.sbatch").read_text()
+    assert "#SBATCH --gpus-per-node=1\n" in script
     copy = folder / "train.sbatch"
-    copy.write_text(
-        "".join(line for line in script.splitlines(keepends=True) if "--gpus-per-node" not in line)
-    )
-    size = ["--ntasks-per-node=2", "--cpus-per-task=1", "--mem=1G", f"--output={folder}/sbatch.out"]
+    copy.write_text(script.replace("#SBATCH --gpus-per-node=1\n", ""))
+    size = ["--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1", "--mem-per-cpu=1G"]
+    size.append(f"--output={folder}/sbatch.out")
     flags = [str(config), "--cpu", "--run-dir", str(folder)]
     done = subprocess.run(
         ["sbatch", "--parsable", f"--chdir={MAIN.parent}", *size, copy, *flags],
