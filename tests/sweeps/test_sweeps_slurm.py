@@ -69,6 +69,20 @@ def test_chaos(tmp_path: Path) -> None:
     assert not queue()
 
 
+def test_a_worker_that_gets_term_alone(tmp_path: Path) -> None:
+    """A requeue by hand, like a preemption without a signal of its own, is no death: no step is lost."""
+    content = sweep_content("slow", trials=1, workers=1, retries=0, job=JOB)
+    path, folder = write_sweep(tmp_path / "in", content), tmp_path / "out"
+    launcher.start(path, folder, "slurm", detach=True)
+    wait_for(lambda: read_log(folder / "runs"), "the start of the trial")
+    (worker,) = read_workers(folder).values()
+    subprocess.run(["scontrol", "requeue", worker["job"]], check=True)
+    wait_for(lambda: not queue(), "the end of the worker")
+    study = open_sweep(folder)[1]
+    assert [t.user_attrs.get(REASON) for t in study.trials] == ["preempted", None]
+    assert counts(study)["complete"] == 1
+
+
 def test_200_trials_by_8_workers(tmp_path: Path) -> None:
     # with the default's grace: a busy worker may be silent for seconds, and its trial would rightly be given away
     content = sweep_content("parabola", trials=200, workers=8, job=JOB, heartbeat={"interval": 0.5})
