@@ -66,9 +66,8 @@ def make_report(
             f"--paper-dataset {paper_dataset}: not known; choose one of {', '.join(sorted(datasets))}."
         )
     runs = find_runs(folders)
-    if data is not None:
-        _evaluate(runs, data, out / "evaluations", load_options)
-    add_measurements(runs, [*folders, *([out / "evaluations"] if data is not None else [])], units)
+    asked_for = [] if data is None else _evaluate(runs, data, out / "evaluations", load_options)
+    add_measurements(runs, folders, units, asked_for)
     names = quantity_names({key for run in runs for key in run.values}, energy_unit)
     sections: list[page.Section] = []
     for (dataset, n_train, model, energies_only), methods in families(runs).items():
@@ -108,12 +107,9 @@ def quantity_names(measured: Iterable[str], energy_unit: str) -> dict[str, tuple
 
 
 def _evaluate(
-    runs: Sequence[Run],
-    data: str | Path,
-    folder: Path,
-    load_options: dict[str, Any],
-) -> None:
-    """Test errors of each run's checkpoint; a checkpoint that was evaluated on `data` before is left out."""
+    runs: Sequence[Run], data: str | Path, folder: Path, load_options: dict[str, Any]
+) -> list[Path]:
+    """JSON files of each checkpoint's test errors; one that is there for `data` and these options is used again."""
     from fairchem_piwsl.analysis.evaluate import evaluate
     from fairchem_piwsl.analysis.potential import file_digest
     from fairchem_piwsl.datasets.readers import split_slice
@@ -121,12 +117,16 @@ def _evaluate(
     text, frames = split_slice(str(data))
     source = Path(text)
     chosen = "" if frames == slice(None) else f"_{frames}"
+    chosen += "".join(f"_{name}={value}" for name, value in sorted(load_options.items()))
     stamp = source.stat().st_mtime_ns if source.exists() else 0
+    paths = []
     for number, run in enumerate(runs, 1):
         path = folder / f"{file_digest(run.checkpoint)}_{file_name(source.stem + chosen)}_{stamp}.json"
+        paths.append(path)
         if not path.exists():
             print(f"evaluating {number} of {len(runs)}: {run.checkpoint}", file=sys.stderr)
             write_result(path, evaluate([run.checkpoint], data, group_by="none", **load_options))
+    return paths
 
 
 def _printed(

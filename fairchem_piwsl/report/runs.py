@@ -201,10 +201,15 @@ def _logs_folder(checkpoint: Path, config: dict[str, Any]) -> Path:
     return beside if beside.is_dir() else Path(config.get("cmd", {}).get("logs_dir", beside))
 
 
-def add_measurements(runs: Sequence[Run], folders: Sequence[str | Path], units: str) -> None:
-    """Put what `piwsl evaluate`, `consistency`, `md` and comparisons left in JSON files below `folders` to runs."""
+def add_measurements(
+    runs: Sequence[Run], folders: Sequence[str | Path], units: str, asked_for: Sequence[Path] = ()
+) -> None:
+    """Put what `piwsl evaluate`, `consistency`, `md` and comparisons left in JSON files below `folders` to runs.
+
+    Newer files replace what older ones say, and those that were `asked_for` what all others say.
+    """
     paths = {path for folder in folders for path in Path(folder).rglob("*.json")}
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime):  # newer results replace older ones
+    for path in [*sorted(paths, key=lambda path: path.stat().st_mtime), *asked_for]:
         content = read_json(path)
         if not isinstance(content, dict):
             continue

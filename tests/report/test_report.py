@@ -348,6 +348,25 @@ def test_command_evaluates_each_run_once(tmp_path):
     assert entries["steps"]["mean"] == 4
 
 
+def test_report_has_the_errors_of_its_own_data_and_options(source, tmp_path, monkeypatch):
+    path = fake_run(tmp_path / "runs", "base", 0, source)
+
+    def evaluate(checkpoints, data, **options):
+        value = {"a": 1.0, "b": 2.0}[Path(data).stem] + (10 if options.get("gradient_forces") else 0)
+        model = {"checkpoint": str(path), "metrics": {"energy_rmse": {"value": value}}}
+        return {"command": "evaluate", "units": {"energy_rmse": "eV"}, "models": [model]}
+
+    def error(data, **options):
+        folders = [tmp_path / "runs"]
+        result = make_report(folders, data=tmp_path / data, units="eV", out=tmp_path / "runs/out", **options)
+        entries = result["sections"][0]["entries"]
+        return next(entry["mean"] for entry in entries if entry["quantity"] == "energy_rmse")
+
+    monkeypatch.setattr("fairchem_piwsl.analysis.evaluate.evaluate", evaluate)
+    assert [error("a.xyz"), error("b.xyz"), error("a.xyz")] == [1.0, 2.0, 1.0]
+    assert [error("a.xyz", gradient_forces=True), error("a.xyz")] == [11.0, 1.0]
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         find_runs([tmp_path / "absent"])
