@@ -153,12 +153,20 @@ def _tell_apart(runs: list[Run]) -> None:
         groups.setdefault((*family_of(run), run.method), []).append(run)
     for members in groups.values():
         settings = [settings_of(run.config) for run in members]
-        keys = sorted({key for item in settings for key in item})
-        different = [key for key in keys if len({repr(item.get(key)) for item in settings}) > 1]
+        shown: list[str] = []
+        for key in sorted({key for item in settings for key in item}):
+            # Three that differ say enough, unless a further one separates runs that look the same so far.
+            before = [] if len(shown) < 3 else shown
+            if _number_told_apart(settings, [*before, key]) > _number_told_apart(settings, before):
+                shown.append(key)
         for run, item in zip(members, settings, strict=True):
-            if different:
-                shown = ", ".join(f"{key.rsplit('.', 1)[-1]} {item.get(key)}" for key in different[:3])
-                run.method = f"{run.method} ({shown})"
+            if shown:
+                values = ", ".join(f"{key.rsplit('.', 1)[-1]} {item.get(key)}" for key in shown)
+                run.method = f"{run.method} ({values})"
+
+
+def _number_told_apart(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    return len({repr([item.get(key) for key in keys]) for item in settings})
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fairchem_piwsl.report.report_figures import survival
 from fairchem_piwsl.report.runs import (
     Curve,
     Run,
+    _tell_apart,
     add_measurements,
     find_runs,
     method_label,
@@ -104,6 +105,19 @@ def test_runs_of_one_method_with_other_settings_are_kept_apart(folder, source):
     fake_run(folder, "longer", 7, source, epochs=22)
     methods = {run.method for run in find_runs([folder]) if "PITC" not in run.method}
     assert methods == {"baseline (max_epochs 10)", "baseline (max_epochs 22)"}
+
+
+def test_settings_beyond_those_that_a_label_has_room_for_keep_runs_apart(folder):
+    first, second, third = runs = [run for run in find_runs([folder]) if run.method == "baseline"]
+    for run, number in ((first, 1), (second, 2), (third, 1)):
+        run.config["optim"] = {"a": number, "b": number, "c": number, "d": number, "weight_decay": 0.0}
+    third.config["optim"]["weight_decay"] = 0.1
+    _tell_apart(runs)
+    assert [run.method for run in runs] == [
+        "baseline (a 1, b 1, c 1, weight_decay 0.0)",
+        "baseline (a 2, b 2, c 2, weight_decay 0.0)",
+        "baseline (a 1, b 1, c 1, weight_decay 0.1)",
+    ]
 
 
 def test_curves_of_a_continued_run_leave_the_pause_out(tmp_path):
