@@ -49,14 +49,23 @@ def compare_methods(methods: dict[str, list[Run]], quantities: Sequence[str]) ->
             change = p = None
             pairs = 0
             if baseline is not None and name != baseline:
-                before = {r.seed: r.values[quantity] for r in methods[baseline] if quantity in r.values}
-                change = relative_change(values.tolist(), list(before.values()))
-                shared = [r for r in have if r.seed in before]
+                before = [run for run in methods[baseline] if quantity in run.values]
+                change = relative_change(values.tolist(), [run.values[quantity] for run in before])
+                ours, theirs = _by_seed(have, quantity), _by_seed(before, quantity)
+                shared = sorted(ours.keys() & theirs.keys())
                 pairs = len(shared)
-                p = paired_p([r.values[quantity] for r in shared], [before[r.seed] for r in shared])
+                p = paired_p([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
             std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
             entries.append(Entry(quantity, name, tuple(values), float(values.mean()), std, change, p, pairs))
     return entries
+
+
+def _by_seed(runs: Sequence[Run], quantity: str) -> dict[int, float]:
+    """Means of the runs of each seed: repeated, they are one sample still; without a seed, no partner of any."""
+    seeds = {run.seed for run in runs if run.seed is not None}
+    return {
+        seed: float(np.mean([run.values[quantity] for run in runs if run.seed == seed])) for seed in seeds
+    }
 
 
 def mean_and_spread(values: Sequence[float], decimals: int | None = None) -> str:

@@ -148,6 +148,22 @@ def test_statistics_equal_those_by_hand(folder):
     assert piwsl.pairs == 3
 
 
+@pytest.mark.parametrize(("seeds", "pairs"), [((0, 0, 0), 1), ((None, None, None), 0), ((0, 1, 1), 2)])
+def test_a_seed_is_one_sample_however_often_it_was_run(seeds, pairs):
+    def runs(method, *values):
+        return [
+            Run(Path(), Path(), {}, "d", 1, "m", method, seed, {"energy_rmse": value})
+            for seed, value in zip(seeds, values, strict=True)
+        ]
+
+    methods = {"baseline": runs("baseline", 1.0, 2.0, 4.0), "auto": runs("auto", 0.5, 0.51, 0.53)}
+    entry = compare_methods(methods, ["energy_rmse"])[-1]
+    assert entry.change == pytest.approx(1.54 / 7 - 1)
+    assert entry.pairs == pairs
+    expected = stats.ttest_rel([0.5, 0.52], [1.0, 3.0]).pvalue if pairs == 2 else None
+    assert entry.p == pytest.approx(expected)
+
+
 def test_equal_time_compares_what_all_have_reached(folder):
     runs = find_runs([folder])
     assert equal_time(runs) == 20.0  # baselines end there, PIWSL is at its second point
