@@ -11,13 +11,12 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import read_json, write_json
-from recipes.compare import Result, rmse_of
+from recipes.compare import Result, evaluated
 
 #: steps between the lines of a log that tell the step
 PRINT_EVERY = 50
@@ -53,21 +52,25 @@ def compare(
         method, seed, folder = run
         fixed = [f"data={data}", f"job.seed={seed}", f"job.run_dir={folder}", "+job.timestamp_id=run"]
         seconds = train(config, [*methods[method], *fixed], folder, f"{method}, seed {seed}")
-        return evaluated(method, seed, folder, structures / "test.extxyz.gz", seconds)
+        checkpoint = folder / "run" / "checkpoints" / "final" / "inference_ckpt.pt"
+        return evaluated(method, seed, folder, structures / "test.extxyz.gz", seconds, checkpoint)
 
     with ThreadPoolExecutor(side_by_side) as pool:
         return list(pool.map(result, runs))
 
 
 def train(config: Path, overrides: Sequence[str], folder: Path, label: str) -> float:
-    """Run fairchem's training on one thread, its output in `train.log`; returns its seconds on the processor.
+    """Run fairchem's training on one thread, its output in `train.log`.
+
+    Returns:
+        Its seconds on the processor; of an interrupted part too, unless that was killed together with this process.
 
     Raises:
         UserError: training failed (the message holds the last line of its output), or the folder holds a run
             with other settings.
     """
     settings = {"config": config.read_text(), "overrides": list(overrides)}
-    noted, finished = folder / "settings.json", folder / "trained.json"
+    noted, spent, finished = (folder / f"{name}.json" for name in ("settings", "interrupted", "trained"))
     if noted.exists() and read_json(noted) != settings:
         raise UserError(f"{folder} holds a run with other settings; remove it, or choose another folder.")
     write_json(noted, settings)
@@ -75,6 +78,7 @@ def train(config: Path, overrides: Sequence[str], folder: Path, label: str) -> f
         return read_json(finished)["train_seconds"]
     interrupted = sorted(folder.glob("run/checkpoints/step_*/resume.yaml"), key=_step)
     start = ["-c", str(interrupted[-1])] if interrupted else ["-c", str(config), *overrides]
+    earlier = read_json(spent)["train_seconds"] if interrupted and spent.exists() else 0.0
     command = [str(Path(sys.executable).with_name("fairchem")), *start]
     print(f"{label}: training{' goes on' if interrupted else ''}", flush=True)
     with (folder / "train.log").open("a") as log:
@@ -87,24 +91,12 @@ def train(config: Path, overrides: Sequence[str], folder: Path, label: str) -> f
             file_actions=[(os.POSIX_SPAWN_DUP2, log.fileno(), 1), (os.POSIX_SPAWN_DUP2, log.fileno(), 2)],
         )
         _, status, usage = os.wait4(pid, 0)
+    seconds = earlier + usage.ru_utime + usage.ru_stime
+    write_json(spent if status else finished, {"train_seconds": seconds})
     if status:
         last = (folder / "train.log").read_text().strip().splitlines()[-1]
         raise UserError(f"training '{label}' failed, see {folder / 'train.log'}: {last}")
-    seconds = usage.ru_utime + usage.ru_stime
-    write_json(finished, {"train_seconds": seconds})
     return seconds
-
-
-def evaluated(method: str, seed: int, folder: Path, test: Path, seconds: float) -> Result:
-    """The errors of a trained model, computed once."""
-    path = folder / "result.json"
-    if path.exists():
-        return Result(**read_json(path))
-    checkpoint = folder / "run" / "checkpoints" / "final" / "inference_ckpt.pt"
-    energy, forces = rmse_of(checkpoint, test)
-    result = Result(method, seed, energy, forces, train_seconds=seconds, checkpoint=str(checkpoint))
-    write_json(path, asdict(result))
-    return result
 
 
 def learning_curve(run: Result, metric: str) -> tuple[list[int], list[float]]:

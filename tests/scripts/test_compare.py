@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from conftest import make_config
 from recipes.compare import Result, compare
+from recipes.compare_fairchem2 import train as train_fairchem2
 from recipes.compare_report import as_recipe, learning_curve, markdown_table, plot, present, rows
 from recipes.results_file import best_baseline, by_seed, grouped, read_results
 
@@ -82,6 +84,29 @@ def test_interrupted_run_continues_to_the_same_end(comparison, tiny_data, tmp_pa
     assert "checkpoints/run/checkpoint.pt" in (run_dir / "train.log").read_text()
     assert continued.energy_rmse == whole.energy_rmse
     assert continued.forces_rmse == whole.forces_rmse
+
+
+#: stands in for fairchem 2's command line: works a while, leaves a checkpoint and fails unless it finds one
+STOPS_ONCE = """#!/bin/sh
+i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done
+mkdir -p run/checkpoints/step_2 && cat run/checkpoints/step_2/resume.yaml || { touch run/checkpoints/step_2/resume.yaml; exit 1; }
+"""
+
+
+def test_processor_time_of_a_continued_run_has_its_earlier_part(tmp_path, monkeypatch):
+    program, config = tmp_path / "fairchem", tmp_path / "config.yml"
+    program.write_text(STOPS_ONCE)
+    program.chmod(0o755)
+    config.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    with pytest.raises(UserError, match="failed"):
+        train_fairchem2(config, [], tmp_path, "label")
+    first = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    seconds = train_fairchem2(config, [], tmp_path, "label")
+    both = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert seconds >= both > first
 
 
 def test_folder_of_another_run_is_refused(comparison, tiny_data):
