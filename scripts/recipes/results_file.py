@@ -103,15 +103,18 @@ def changes(runs: Sequence[Run], before: Sequence[Run]) -> tuple[Change | None, 
     return energy, forces
 
 
-def size_families(results: Mapping[str, Any]) -> dict[str, dict[str, dict[int, list[Run]]]]:
+def size_families(
+    results: Mapping[str, Any], pattern: str = "*"
+) -> dict[str, dict[str, dict[int, list[Run]]]]:
     """Runs for learning curves: data set without its size -> method -> training size -> runs.
 
-    Only data sets with more than one size; of one model, the first.
+    Only data sets with more than one size; of one model, the first that fits the pattern.
     """
     found: dict[str, dict[str, dict[int, list[Run]]]] = {}
-    for (data, model), methods in grouped(results).items():
+    groups = grouped(results, pattern)
+    for (data, model), methods in groups.items():
         name, _, size = data.rpartition("_")
-        if size.isdigit() and model == results["runs"][0]["model"]:
+        if size.isdigit() and model == next(iter(groups))[1]:
             for method, runs in methods.items():
                 found.setdefault(name, {}).setdefault(method, {})[runs[0]["n_train"]] = runs
     return {

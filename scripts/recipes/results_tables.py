@@ -122,9 +122,7 @@ def further_tests(results: Results, pattern: str = "*") -> str:
 
 def sizes(results: Results, pattern: str = "*") -> str:
     """Errors against the size of the training set, a column each."""
-    found = {
-        name: m for name, m in size_families(results).items() if re.match(pattern.replace("*", ".*"), name)
-    }
+    found = size_families(results, pattern)
     counts = sorted({n for methods in found.values() for by_size in methods.values() for n in by_size})
     rows = [
         [data, title, method, *(_spread(by_size[n], error) if n in by_size else "" for n in counts)]

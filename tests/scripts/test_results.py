@@ -140,6 +140,18 @@ def test_learning_curves_join_the_sizes_of_a_data_set():
     assert size_families(helpers_results.extrapolation()) == {}
 
 
+def test_sizes_table_takes_a_pattern_of_data_set_and_model():
+    runs = [
+        made_up_run(f"d_{n}", model, "auto", 0, energy * n, 1.0, n_train=n)
+        for model, energy in (("painn", 1.0), ("escn", 2.0))
+        for n in (50, 100)
+    ]
+    for pattern, cells in {"d_*/painn": "50.00 | 100.00", "*/escn": "100.00 | 200.00"}.items():
+        energies = TABLES["sizes"](results(runs), pattern).splitlines()[2]
+        assert energies == f"| d | energy RMSE, kcal/mol | auto | {cells} |"
+    assert TABLES["sizes"](results(runs), "d/*").count("\n") == 2
+
+
 def test_grid_table_has_the_last_setting_across():
     runs = [
         made_up_run("d", "m", f"p{c}{e}", 0, 10 * c + e, 1.0, settings={"c_pitc": c, "eps_max": e})
