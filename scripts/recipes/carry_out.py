@@ -125,8 +125,8 @@ def carry_out(
                 if command != "profile":
                     _measure(command, [training], settings, training.run_dir / command, cpu)
             for test, data in (tests or {}).items():
-                hot = replace(training, test=data)
-                _measure("evaluate", [hot], {"group_by": "none"}, test_folder(training, test, out), cpu)
+                other = replace(training, test=data)
+                _measure("evaluate", [other], {"group_by": "none"}, test_folder(training, test, out), cpu)
             progress.advance(total)
 
         work = [pool.submit(one, training) for training in trainings]
