@@ -19,8 +19,9 @@ from fairchem_piwsl.report.curves import read_curves
 from fairchem_piwsl.report.statistics import mean_and_spread, relative_change
 from fairchem_piwsl.report.tables import markdown_table as as_markdown
 from recipes.compare import Result
+from recipes.results_file import ENERGY, FORCES, TITLES
 
-HEADINGS = ("method", "energy RMSE, kcal/mol", "change", "forces RMSE, kcal/mol/Å", "change", "training, s")
+HEADINGS = ("method", TITLES[ENERGY], "change", TITLES[FORCES], "change", "training, s")
 KCAL = UNITS["kcal/mol"][0]
 
 
@@ -68,7 +69,7 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
 def errors_and_cost(runs: Sequence[Any], first: Sequence[Any]) -> tuple[str, ...]:
     """Cells: errors of energies and forces with their changes against the runs `first`, and training time."""
     cells: list[str] = []
-    for name in ("energy_rmse", "forces_rmse"):
+    for name in TITLES:
         values, before = ([getattr(run, name) for run in group] for group in (runs, first))
         change = relative_change(values, before)
         cells += [
@@ -131,7 +132,7 @@ def plot(
             parity_e.scatter(energy, predicted - reference_mean, **look, **dots)
             dots.update(s=3, alpha=0.3)
             parity_f.scatter(forces, KCAL * np.concatenate(prediction.forces).ravel(), **look, **dots)
-            for axes, metric in ((curve_e, "energy_rmse"), (curve_f, "forces_rmse")):
+            for axes, metric in ((curve_e, ENERGY), (curve_f, FORCES)):
                 for run in runs:
                     steps, values = curve(run, metric)
                     axes.plot(
@@ -148,8 +149,8 @@ def plot(
             axes.set(
                 xlabel=f"reference {label}, {unit}", ylabel=f"predicted {label}, {unit}", title="test set"
             )
-        for axes, label in ((curve_e, "energy RMSE, kcal/mol"), (curve_f, "forces RMSE, kcal/mol/Å")):
-            axes.set(xlabel="training step", ylabel=label, title="validation set")
+        for axes, metric in ((curve_e, ENERGY), (curve_f, FORCES)):
+            axes.set(xlabel="training step", ylabel=TITLES[metric], title="validation set")
             axes.set_ylim(bottom=0)
         for axes in (parity_e, parity_f, curve_e, curve_f):
             axes.legend(markerscale=3)

@@ -19,6 +19,7 @@ Groups = dict[tuple[str, str], dict[str, list[Run]]]
 #: prefix of methods that train without force labels, which are compared among themselves
 ENERGIES_ONLY = "energies_only_"
 ENERGY, FORCES = "energy_rmse", "forces_rmse"
+TITLES = {ENERGY: "energy RMSE, kcal/mol", FORCES: "forces RMSE, kcal/mol/Å"}
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from recipes.results_file import (
     ENERGIES_ONLY,
     ENERGY,
     FORCES,
+    TITLES,
     Run,
     best_baseline,
     by_seed,
@@ -26,7 +27,7 @@ from recipes.results_file import (
 )
 
 Results = Mapping[str, Any]
-E, F = "energy RMSE, kcal/mol", "forces RMSE, kcal/mol/Å"
+E, F = TITLES.values()
 CHANGE = "change [95 %]"
 MARKED = re.compile(
     r"(?P<start>^<!-- results: (?P<recipe>\S+) (?P<table>\S+)(?: (?P<pattern>\S+))? -->\n)"
@@ -127,7 +128,7 @@ def sizes(results: Results, pattern: str = "*") -> str:
     rows = [
         [data, title, method, *(_spread(by_size[n], error) if n in by_size else "" for n in counts)]
         for data, methods in found.items()
-        for title, error in ((E, ENERGY), (F, FORCES))
+        for error, title in TITLES.items()
         for method, by_size in methods.items()
     ]
     return markdown_table(("data", "error", "method", *map(str, counts)), rows, left=(0, 1, 2))
