@@ -14,6 +14,8 @@ from fairchem_piwsl.files import whole_file
 # Okabe and Ito's palette, dark colours first; black is kept for references.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
 REFERENCE = "#000000"
+#: cells of a heat map that have no value, apart from white ones
+MISSING = "#D9D9D9"
 MARKERS = "osD^vPX"
 STYLE: Any = {
     "font.size": 11,
@@ -53,7 +55,12 @@ def log_scale(axis: Any) -> None:
     """A logarithmic axis with plain numbers at its ticks, few enough to stand beside each other."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=9))
+    fine = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    for subs in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), fine):  # as few as give three numbers
+        locator = LogLocator(subs=subs, numticks=9)
+        if low > 0 and sum(low <= tick <= high for tick in locator.tick_values(low, high)) >= 3:
+            break
+    axis.set_major_locator(locator)
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

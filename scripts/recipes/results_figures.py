@@ -15,22 +15,23 @@ from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.statistics import Change, half_interval
 from recipes.results_file import (
     ENERGIES_ONLY,
-    ENERGY,
     FORCES,
+    TITLES,
     Run,
     best_baseline,
     by_seed,
     changes,
     families,
     grouped,
+    is_baseline,
     is_longer,
     size_families,
 )
 
 Results = Mapping[str, Any]
-LABELS = {ENERGY: "energy RMSE (kcal/mol)", FORCES: "forces RMSE (kcal/mol/Å)"}
 #: the largest change in the colours of a heat map, %
 LARGEST = 60
+INTERVALS = "Means over seeds with their 95 % intervals"
 #: purple is better, orange worse
 DIVERGING = "PuOr_r"
 
@@ -56,25 +57,27 @@ def heat_map(results: Results, path: Path) -> Path | None:
                         _write_change(axes, j, i, change)
             axes.set_xticks(range(len(methods)), [_shown(m) for m in methods], rotation=20, ha="right")
             axes.set_title(title)
+            axes.set_facecolor(figures.MISSING)
             _bare(axes)
         panels[0].set_yticks(range(len(rows)), list(rows))
         bar = fig.colorbar(image, ax=panels, shrink=0.9, extend="both")
         bar.set_label("change, %")
-        fig.suptitle("Change against the best baseline, % (bold: 95 % interval without 0)", fontsize=11)
+        against = "Change against the better baseline (product of errors), %"
+        fig.suptitle(f"{against}; bold: 95 % interval without 0; grey: not run", fontsize=11)
         return figures.save(fig, path)
 
 
 def _changes(results: Results) -> Iterator[tuple[str, dict[str, tuple[Change | None, Change | None]]]]:
-    """A row of the heat map: its name and the changes by method."""
+    """A row of the heat map: its name and the changes by method, 0 for the baseline that they are against."""
     for (data, model), methods in grouped(results).items():
         for family in families(methods):
             best = best_baseline(family)
             cells = {
                 name.removeprefix(ENERGIES_ONLY): changes(runs, family[best])
                 for name, runs in family.items()
-                if best not in (None, name) and not is_longer(runs) and not runs[0]["settings"]
+                if best is not None and not is_longer(runs) and not runs[0]["settings"]
             }
-            if cells:
+            if len(cells) > 1:
                 without = " (no forces)" if next(iter(family)).startswith(ENERGIES_ONLY) else ""
                 yield f"{_shown(data)}, {_shown(model)}{without}", cells
 
@@ -84,7 +87,7 @@ def _write_change(axes: Axes, x: int, y: int, change: Change) -> None:
     axes.text(
         x,
         y,
-        f"{100 * change.mean:+.0f}".replace("-", "−"),
+        f"{100 * change.mean:+.0f}".replace("-", "−") if change.mean else "0",
         ha="center",
         va="center",
         color="white" if abs(100 * change.mean) > 0.55 * LARGEST else "black",
@@ -106,24 +109,27 @@ def error_against_cost(results: Results, path: Path) -> Path | None:
     costs = {"prediction of one structure (ms)": _prediction_ms, "training (min)": _training_minutes}
     with figures.figure(10.5, 7.6) as fig:
         grid = fig.subplots(2, 2, sharex="col", sharey="row")
-        for row, error in zip(grid, (ENERGY, FORCES), strict=True):
+        for row, error in zip(grid, TITLES, strict=True):
             for axes, (label, cost) in zip(row, costs.items(), strict=True):
                 points = []
                 for number, model in enumerate(models):
+                    own = []
                     for shape, method in enumerate(methods):
                         runs = groups[data, model].get(method)
                         time = cost(runs) if runs else None
                         if runs and time is not None:
-                            mean = float(np.mean(list(by_seed(runs, error).values())))
-                            points.append((time, mean))
+                            own.append((time, float(np.mean(list(by_seed(runs, error).values())))))
                             look: Any = {"color": figures.colour(number), "marker": figures.marker(shape)}
-                            axes.plot(time, mean, linestyle="none", markersize=7, alpha=0.9, **look)
+                            axes.plot(*own[-1], linestyle="none", markersize=7, alpha=0.9, **look)
+                    _name(axes, own, _shown(model), figures.colour(number))
+                    points += own
                 _draw_front(axes, points)
+                axes.margins(0.12)
                 axes.set(xlabel=label if error == FORCES else "")
                 figures.log_scale(axes.xaxis)
-            row[0].set_ylabel(LABELS[error])
+            row[0].set_ylabel(TITLES[error])
             figures.log_scale(row[0].yaxis)
-        _legend(fig, {_shown(m): figures.colour(i) for i, m in enumerate(models)}, methods)
+        _legend(fig, {}, methods)
         fig.suptitle(f"{_shown(data)}; line: Pareto front")
         return figures.save(fig, path)
 
@@ -156,18 +162,42 @@ def _draw_front(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
         axes.step(*front.T, where="post", color=figures.REFERENCE, linewidth=1, zorder=0)
 
 
-def _legend(fig: Any, colours: Mapping[str, str], methods: Sequence[str]) -> None:
-    """Models by colour and methods by marker, below the panels."""
+def _name(axes: Axes, points: Sequence[tuple[float, float]], name: str, colour: str) -> None:
+    """A model's name below the lowest of its points."""
+    if points:
+        lowest = min(points, key=lambda point: point[1])
+        axes.annotate(
+            name,
+            lowest,
+            (0, -7),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            color=colour,
+            fontsize=9,
+        )
+
+
+def _legend(fig: Any, colours: Mapping[str, str], methods: Sequence[str], lines: bool = False) -> None:
+    """Models by colour and methods by marker, and by line where there are any, below the panels."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], color=c, marker="s", linestyle="none", label=name) for name, c in colours.items()
     ]
     handles += [
-        Line2D([], [], color="#666666", marker=figures.marker(i), linestyle="none", label=_shown(name))
-        for i, name in enumerate(methods)
+        Line2D(
+            [], [], color="#666666", label=_shown(name), **(look if lines else look | {"linestyle": "none"})
+        )
+        for name in methods
+        if (look := _look(name, methods))
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+    fig.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+        handlelength=3 if lines else 2,
+    )
 
 
 def learning_curves(results: Results, path: Path) -> Path | None:
@@ -180,19 +210,23 @@ def learning_curves(results: Results, path: Path) -> Path | None:
     with figures.figure(10.5, 0.6 + 3.4 * len(found)) as fig:
         grid = fig.subplots(len(found), 2, squeeze=False, sharex=True)
         for row, (data, methods) in zip(grid, found.items(), strict=True):
-            for axes, error in zip(row, (ENERGY, FORCES), strict=True):
+            for axes, error in zip(row, TITLES, strict=True):
                 for method, by_size in sorted(methods.items(), key=lambda item: names.index(item[0])):
-                    values = {n: list(by_seed(runs, error).values()) for n, runs in by_size.items()}
-                    _curve(axes, values, names.index(method), method)
-                axes.set_ylabel(LABELS[error])
+                    number = names.index(method)
+                    aside = 1.012**number  # bars of several curves beside each other
+                    values = {n * aside: list(by_seed(runs, error).values()) for n, runs in by_size.items()}
+                    look = {"color": figures.colour(number), **_look(method, names)}
+                    _curve(axes, values, label=_shown(method), **look)
+                axes.set_ylabel(TITLES[error])
                 axes.set_title(_shown(data))
                 figures.log_scale(axes.xaxis)
                 axes.set_xticks(sorted(counts))
                 axes.xaxis.set_minor_locator(NullLocator())
                 figures.log_scale(axes.yaxis)
-            row[0].legend()
+            row[0].legend(handlelength=3)
         for axes in grid[-1]:
             axes.set_xlabel("training structures")
+        fig.suptitle(INTERVALS, fontsize=11)
         return figures.save(fig, path)
 
 
@@ -202,48 +236,44 @@ def temperatures(results: Results, path: Path) -> Path | None:
     kelvin = {name: int(match[1]) for name in names if (match := re.fullmatch(r"(\d+) K", name))}
     if not kelvin:
         return None
-    groups = grouped(results)
+    lines = [(*place, method) for place, methods in grouped(results).items() for method in methods]
+    models, methods = (list(dict.fromkeys(line[i] for line in lines)) for i in (1, 2))
     with figures.figure(10.5, 4.8) as fig:
         panels = fig.subplots(1, 2)
-        for axes, error in zip(panels, (ENERGY, FORCES), strict=True):
-            lines = [(model, method) for (_, model), methods in groups.items() for method in methods]
-            models = list(dict.fromkeys(model for model, _ in lines))
-            methods = list(dict.fromkeys(method for _, method in lines))
-            for (_, model), members in groups.items():
-                for method, runs in members.items():
-                    values = {
-                        t: [r["tests"][name][error] for r in runs if name in r.get("tests", {})]
-                        for name, t in kelvin.items()
-                    }
-                    _curve(axes, values, models.index(model), None, shape=methods.index(method))
-            axes.set(xlabel="temperature of the test structures (K)", ylabel=LABELS[error])
+        for axes, error in zip(panels, TITLES, strict=True):
+            for place, (data, model, method) in enumerate(lines):
+                runs = grouped(results)[data, model][method]
+                aside = 0.007 * place * max(kelvin.values())
+                values = {
+                    t + aside: [r["tests"][name][error] for r in runs if name in r.get("tests", {})]
+                    for name, t in kelvin.items()
+                }
+                colour = figures.colour(models.index(model))
+                _curve(axes, values, color=colour, **_look(method, methods))
+            axes.set(xlabel="temperature of the test structures (K)", ylabel=TITLES[error])
             axes.set_xticks(sorted(kelvin.values()))
             figures.log_scale(axes.yaxis)
-        _legend(fig, {_shown(m): figures.colour(i) for i, m in enumerate(models)}, methods)
+        _legend(fig, {_shown(m): figures.colour(i) for i, m in enumerate(models)}, methods, lines=True)
+        fig.suptitle(INTERVALS, fontsize=11)
         return figures.save(fig, path)
 
 
-def _curve(
-    axes: Axes,
-    values: Mapping[int, Sequence[float]],
-    number: int,
-    label: str | None,
-    shape: int | None = None,
-) -> None:
+def _look(method: str, methods: Sequence[str]) -> dict[str, Any]:
+    """A marker of its own for each method, dashed lines for baselines."""
+    style = "--" if is_baseline(method) else "-"
+    return {"marker": figures.marker(methods.index(method)), "linestyle": style}
+
+
+def _curve(axes: Axes, values: Mapping[float, Sequence[float]], **look: Any) -> None:
     """Means of `values` with their intervals; those without any are left out."""
-    aside = 1 + 0.012 * number  # bars of several curves beside each other
-    have = {x * aside: y for x, y in sorted(values.items()) if y}
+    have = {x: y for x, y in sorted(values.items()) if y}
     if have:
-        half = np.nan_to_num([half_interval(y) for y in have.values()])
         axes.errorbar(
             list(have),
             [float(np.mean(y)) for y in have.values()],
-            yerr=half,
-            color=figures.colour(number),
-            marker=figures.marker(number if shape is None else shape),
-            linestyle="--" if shape is not None and shape == 0 else "-",
+            yerr=np.nan_to_num([half_interval(y) for y in have.values()]),
             capsize=3,
-            label=label and _shown(label),
+            **look,
         )
 
 

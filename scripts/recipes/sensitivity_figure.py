@@ -10,12 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fairchem_piwsl.report import figures
-from recipes.results_file import ENERGY, FORCES, Run, grouped
+from recipes.results_file import TITLES, Run, grouped
 
 AXES = ("c_pitc", "eps_max")
 #: weights and displacements of a data set's runs
 Ticks = tuple[list[float], list[float]]
-TITLES = {ENERGY: "energy RMSE, kcal/mol", FORCES: "forces RMSE, kcal/mol/Å"}
 
 
 def sensitivity(results: Mapping[str, Any], path: Path) -> Path | None:
@@ -31,19 +30,20 @@ def sensitivity(results: Mapping[str, Any], path: Path) -> Path | None:
     if not found:
         return None
     orders = sorted({run["settings"].get("k_2nd", 0.0) for runs in found.values() for run in runs})
-    with figures.figure(1 + 4.6 * 2 * len(orders), 0.8 + 3.3 * len(found)) as fig:
-        grid = fig.subplots(len(found), 2 * len(orders), squeeze=False)
-        for row, (data, runs) in zip(grid, found.items(), strict=True):
-            chosen, ticks = _chosen(results, data), _ticks(runs)
-            for number, error in enumerate((ENERGY, FORCES)):
-                values = [run["errors"][error] for run in runs]
-                limits = min(values), max(1.1 * min(values), float(np.quantile(values, 0.9)))
-                for column, k in enumerate(orders):
-                    members = [run for run in runs if run["settings"].get("k_2nd", 0.0) == k]
-                    axes = row[number * len(orders) + column]
-                    _panel(axes, members, ticks, error, limits)
-                    _mark(axes, ticks, chosen if k == orders[-1] else None)
-                    axes.set_title(f"{data.replace('_', ' ')}, k = {k:g}\n{TITLES[error]}")
+    rows = [(data, error) for data in found for error in TITLES]
+    with figures.figure(1 + 4.6 * len(orders), 0.8 + 3.0 * len(rows)) as fig:
+        grid = fig.subplots(len(rows), len(orders), squeeze=False)
+        for row, (data, error) in zip(grid, rows, strict=True):
+            runs = found[data]
+            values = [run["errors"][error] for run in runs]
+            limits = min(values), max(1.1 * min(values), float(np.quantile(values, 0.9)))
+            for axes, k in zip(row, orders, strict=True):
+                members = [run for run in runs if run["settings"].get("k_2nd", 0.0) == k]
+                star = _star(_ticks(runs), _chosen(results, data) if k == orders[-1] else None)
+                _panel(axes, members, _ticks(runs), error, limits, star)
+                axes.set_title(f"{data.replace('_', ' ')}, k = {k:g}: {TITLES[error]}")
+        note = "colours share their limits for each error; bold: best of a panel; star: where auto ended; grey: not run"
+        fig.suptitle(note, fontsize=10)
         return figures.save(fig, path)
 
 
@@ -64,7 +64,14 @@ def _chosen(results: Mapping[str, Any], data: str) -> tuple[float, float] | None
     return float(weight), float(eps)
 
 
-def _panel(axes: Axes, runs: Sequence[Run], ticks: Ticks, error: str, limits: tuple[float, float]) -> None:
+def _panel(
+    axes: Axes,
+    runs: Sequence[Run],
+    ticks: Ticks,
+    error: str,
+    limits: tuple[float, float],
+    star: tuple[float, float] | None,
+) -> None:
     weights, steps = ticks
     table = np.full((len(weights), len(steps)), np.nan)
     for run in runs:
@@ -75,9 +82,12 @@ def _panel(axes: Axes, runs: Sequence[Run], ticks: Ticks, error: str, limits: tu
     for (i, j), value in np.ndenumerate(table):
         if np.isfinite(value):
             best = value == np.nanmin(table)
+            beside = 0.0  # the star
+            if star is not None and max(abs(star[0] - j), abs(star[1] - i)) < 0.5:
+                beside = -0.3 if star[1] > i else 0.3
             axes.text(
                 j,
-                i,
+                i + beside,
                 f"{value:.2f}" if value < 100 else f"{value:.0f}",
                 ha="center",
                 va="center",
@@ -88,6 +98,10 @@ def _panel(axes: Axes, runs: Sequence[Run], ticks: Ticks, error: str, limits: tu
     axes.set_yticks(range(len(weights)), [f"{c:g}" for c in weights])
     axes.set(xlabel="eps_max (Å)", ylabel="c_pitc")
     axes.grid(False)
+    axes.set_facecolor(figures.MISSING)
+    if star is not None:
+        look: Any = {"markerfacecolor": "none", "markeredgecolor": figures.colour(1), "markeredgewidth": 1.5}
+        axes.plot(*star, "*", markersize=20, clip_on=False, **look)
 
 
 def _ticks(runs: Sequence[Run]) -> Ticks:
@@ -95,16 +109,15 @@ def _ticks(runs: Sequence[Run]) -> Ticks:
     return weights, steps
 
 
-def _mark(axes: Axes, ticks: Ticks, chosen: tuple[float, float] | None) -> None:
-    """A star between the cells of the grid, whose settings are about evenly spaced in their logarithms."""
+def _star(ticks: Ticks, chosen: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Where a point lies between the cells of the grid, whose settings are about evenly spaced in their logarithms."""
     if chosen is None:
-        return
+        return None
     y, x = (
         float(np.clip(_position(value, along), -0.5, len(along) - 0.5))
         for value, along in zip(chosen, ticks, strict=True)
     )
-    look: Any = {"markerfacecolor": "none", "markeredgecolor": figures.colour(1), "markeredgewidth": 1.8}
-    axes.plot(x, y, "*", markersize=24, clip_on=False, **look)
+    return x, y
 
 
 def _position(value: float, ticks: Sequence[float]) -> float:

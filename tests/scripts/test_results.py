@@ -8,14 +8,16 @@ import helpers_results
 import numpy as np
 import pytest
 from helpers_results import made_up_run, results
+from matplotlib.figure import Figure
 from recipes.cost import fastest
-from recipes.results_figures import draw_all, pareto_front
+from recipes.results_figures import _changes, _look, draw_all, pareto_front
 from recipes.results_file import best_baseline, families, grouped, read_results, size_families
 from recipes.results_tables import TABLES, fill
-from recipes.sensitivity_figure import _chosen, _position
+from recipes.sensitivity_figure import _chosen, _panel, _position
 from scipy import stats
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.statistics import paired_change, paired_p
 
 PNG = b"\x89PNG"
@@ -251,6 +253,37 @@ def test_few_finished_runs_are_no_error(tmp_path):
     one = results([made_up_run("d", "m", "baseline", 0, 1.0, 1.0)])
     assert draw_all(one, tmp_path) == []
     assert draw_all(results([]), tmp_path) == []
+
+
+def test_baseline_of_a_heat_map_is_there_with_no_change():
+    rows = dict(_changes(helpers_results.comparison()))
+    energy, _ = rows["rmd17 aspirin 100, painn"]["baseline_30"]
+    assert (energy.mean, energy.low, energy.high) == (0, 0, 0)
+    one = made_up_run("d", "m", "baseline", 0, 1.0, 1.0)
+    assert dict(_changes(results([one]))) == {}  # nothing to compare it with
+
+
+def test_every_baseline_is_dashed():
+    names = ["baseline", "auto", "baseline_30", "energies_only_baseline"]
+    assert [_look(name, names)["linestyle"] for name in names] == ["--", "-", "--", "--"]
+    assert len({_look(name, names)["marker"] for name in names}) == 4
+
+
+@pytest.mark.parametrize("limits", [(5.6, 13), (2.5, 8), (6, 23), (1.7, 6.3), (1, 1000), (0.04, 30)])
+def test_logarithmic_axes_have_at_least_three_numbers(limits):
+    axes = Figure().subplots()
+    axes.set_xlim(*limits)
+    figures.log_scale(axes.xaxis)
+    assert 3 <= sum(limits[0] <= tick <= limits[1] for tick in axes.get_xticks()) <= 9
+
+
+def test_number_of_a_cell_stands_beside_the_star():
+    runs = [
+        made_up_run("d", "m", "p", 0, 1.0, 1.0, settings={"c_pitc": c, "eps_max": 0.1}) for c in (1.0, 2.0)
+    ]
+    axes = Figure().subplots()
+    _panel(axes, runs, ([1.0, 2.0], [0.1]), "energy_rmse", (1.0, 2.0), star=(0.0, 1.2))
+    assert [text.get_position()[1] for text in axes.texts] == [0, 0.7]
 
 
 def test_pareto_front_is_what_no_other_point_beats():
