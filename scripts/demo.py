@@ -13,8 +13,7 @@ from example_data import example_data
 from recipes.compare import compare
 from recipes.compare_report import as_recipe, plot, present
 
-from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_folder
+from fairchem_piwsl.files import check_output_folder, errors_as_sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "s2ef" / "example.yml"
@@ -38,7 +37,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences("demo.py"):
         main()
-    except UserError as error:
-        raise SystemExit(f"demo.py: {error}") from None

@@ -13,8 +13,7 @@ from recipes.compare import Result
 from recipes.compare_fairchem2 import compare, learning_curve
 from recipes.compare_report import as_recipe, plot, present
 
-from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_folder
+from fairchem_piwsl.files import check_output_folder, errors_as_sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "fairchem2" / "aspirin_direct.yml"
@@ -50,7 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences("demo_fairchem2.py"):
         main()
-    except UserError as error:
-        raise SystemExit(f"demo_fairchem2.py: {error}") from None

@@ -17,6 +17,7 @@ from fairchem.core.units.mlip_unit.api.inference import InferenceSettings
 
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import errors_as_sentences
 
 
 def moved_references(checkpoint: str, data: str, dataset: str | None = None) -> np.ndarray:
@@ -52,8 +53,6 @@ def moved_references(checkpoint: str, data: str, dataset: str | None = None) -> 
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences("fairchem2_references.py"):
         values = moved_references(*sys.argv[1:])
-    except UserError as error:
-        raise SystemExit(str(error)) from None
     print(f"references=[{','.join(f'{value:.9g}' for value in values)}]")

@@ -29,7 +29,7 @@ from fairchem_piwsl.config import load_config, read_yaml
 from fairchem_piwsl.datasets.element_references import write_references
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import whole_file
+from fairchem_piwsl.files import errors_as_sentences, whole_file
 from fairchem_piwsl.models.mace_files import export, import_mace
 from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.sweeps.folder import write_yaml
@@ -289,7 +289,5 @@ def finish(experiment: Experiment, rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences("fine_tuning.py"):
         main()
-    except UserError as error:
-        raise SystemExit(f"fine_tuning.py: {error}") from None

@@ -40,7 +40,7 @@ from rich.table import Table
 
 from fairchem_piwsl.config import merge, read_yaml
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import write_json
+from fairchem_piwsl.files import errors_as_sentences, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "s2ef"
@@ -75,10 +75,8 @@ def main() -> None:
     if args.recipe is None:
         show_recipes()
         return
-    try:
+    with errors_as_sentences("paper.py"):
         run(args)
-    except UserError as error:
-        parser.exit(2, f"paper.py: {error}\n")
 
 
 def run(args: argparse.Namespace) -> None:

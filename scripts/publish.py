@@ -15,8 +15,7 @@ from pathlib import Path
 from recipes.results_file import read_results
 from recipes.results_tables import fill
 
-from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import write_text
+from fairchem_piwsl.files import errors_as_sentences, write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = (*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md")
@@ -41,7 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences("publish.py"):
         main()
-    except UserError as error:
-        raise SystemExit(f"publish.py: {error}") from None

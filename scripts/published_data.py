@@ -17,6 +17,7 @@ from typing import Any
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.datasets.published.plans import prepare_published
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.files import errors_as_sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 HOT = ROOT / "examples" / "aspirin_hot"
@@ -119,7 +120,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences("published_data.py"):
         main()
-    except UserError as error:
-        raise SystemExit(f"published_data.py: {error}") from None

@@ -19,8 +19,7 @@ from recipes.compare import compare
 from recipes.compare_report import as_recipe, present
 
 from fairchem_piwsl.datasets.prepare import prepare
-from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_folder
+from fairchem_piwsl.files import check_output_folder, errors_as_sentences
 
 CONFIG = Path(__file__).with_suffix(".yml")
 DATA = Path("data/rmd17_aspirin_100")
@@ -89,7 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences("rmd17_aspirin.py"):
         main()
-    except UserError as error:
-        raise SystemExit(f"rmd17_aspirin.py: {error}") from None

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from fairchem_piwsl.analysis.reference_calculators import reference_calculator
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import whole_file
+from fairchem_piwsl.files import errors_as_sentences, whole_file
 
 TIMESTEP_FS = 0.5
 FRICTION_PER_FS = 0.01
@@ -106,7 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_as_sentences("xtb_trajectories.py"):
         main()
-    except UserError as error:
-        raise SystemExit(f"xtb_trajectories.py: {error}") from None
