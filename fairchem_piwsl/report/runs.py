@@ -28,7 +28,6 @@ class Run:
     of each start in ps, and whether it failed.
     """
 
-    folder: Path
     checkpoint: Path
     config: dict[str, Any]
     dataset: str
@@ -85,7 +84,6 @@ def _read_run(checkpoint: Path) -> Run:
     config = _read_config(checkpoint)
     source = str(config.get("dataset", {}).get("src", "unknown"))
     run = Run(
-        folder=checkpoint.parent,
         checkpoint=checkpoint,
         config=config,
         dataset=_dataset_label(source),
@@ -244,10 +242,10 @@ def _owner(runs: Sequence[Run], checkpoint: Any) -> Run | None:
         return None
     path = Path(checkpoint)
     for run in runs:
-        if path.exists() and path.resolve().parent == run.folder.resolve():
+        if path.exists() and path.resolve().parent == run.checkpoint.parent.resolve():
             return run
     # Moved folders keep the end of their path; upstream's time stamps may be the same for two of them.
-    alike = [_common_end(run.folder.resolve().parts, path.parent.parts) for run in runs]
+    alike = [_common_end(run.checkpoint.parent.resolve().parts, path.parent.parts) for run in runs]
     longest = max(alike, default=0)
     return runs[alike.index(longest)] if longest >= 3 and alike.count(longest) == 1 else None
 

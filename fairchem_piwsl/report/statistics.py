@@ -106,7 +106,6 @@ class Change:
     low: float | None
     high: float | None
     p: float | None
-    pairs: int
 
 
 def paired_change(values: Mapping[int, float], before: Mapping[int, float]) -> Change | None:
@@ -122,7 +121,7 @@ def paired_change(values: Mapping[int, float], before: Mapping[int, float]) -> C
     half = half_interval(after - first) / scale
     mean = float((after - first).mean()) / scale
     low, high = (None, None) if math.isnan(half) else (mean - half, mean + half)
-    return Change(mean, low, high, paired_p(after.tolist(), first.tolist()), len(seeds))
+    return Change(mean, low, high, paired_p(after.tolist(), first.tolist()))
 
 
 def half_interval(values: Sequence[float] | np.ndarray) -> float:

@@ -152,7 +152,7 @@ def test_statistics_equal_those_by_hand(folder):
 def test_a_seed_is_one_sample_however_often_it_was_run(seeds, pairs):
     def runs(method, *values):
         return [
-            Run(Path(), Path(), {}, "d", 1, "m", method, seed, {"energy_rmse": value})
+            Run(Path(), {}, "d", 1, "m", method, seed, {"energy_rmse": value})
             for seed, value in zip(seeds, values, strict=True)
         ]
 
@@ -215,7 +215,6 @@ def test_papers_values_of_its_special_tables(name, dataset, table, variant):
     content = recipe.plan(root / "configs" / "s2ef")[f"ani1x_1000/{name}"].config()
     content["dataset"] = content["dataset"]["train"]
     run = Run(
-        folder=Path(),
         checkpoint=Path(),
         config=content,
         dataset="",
