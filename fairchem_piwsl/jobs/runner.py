@@ -45,23 +45,24 @@ class Runner(_cli.Runner):
 
         config = prepare(config)
         signals = _Signals()
+        trainer: Any = None
         try:
             with exact_timestamps(), new_trainer_context(config=config) as context:
-                self.config, self.task, self.trainer = context.config, context.task, context.trainer
+                trainer = context.trainer
                 if config["mode"] == "train" and not config.get("timestamp_id"):
-                    refuse_taken_name(self.trainer.config["cmd"])
-                with reading_without_code(self.trainer):
-                    self.task.setup(self.trainer)
-                with signals.caught_for(self.trainer):
-                    self.task.run()
-                return self.trainer.timestamp_id if signals.end_asked else None
+                    refuse_taken_name(trainer.config["cmd"])
+                with reading_without_code(trainer):
+                    context.task.setup(trainer)
+                with signals.caught_for(trainer):
+                    context.task.run()
+                return trainer.timestamp_id if signals.end_asked else None
         except Preempted as stop:
             distutils.cleanup()
-            logging.info(f"{stop}; checkpoint saved in {self.trainer.config['cmd']['checkpoint_dir']}")
+            logging.info(f"{stop}; checkpoint saved in {trainer.config['cmd']['checkpoint_dir']}")
             signals.give_up_job()
-            return self.trainer.timestamp_id
+            return trainer.timestamp_id
         finally:
-            close_datasets(getattr(self, "trainer", None))
+            close_datasets(trainer)
             distutils.cleanup()  # upstream leaves its process group behind where training raises
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
