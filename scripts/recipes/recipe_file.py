@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
 
 from fairchem_piwsl.config import read_yaml, with_method, with_values
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import did_you_mean
+from fairchem_piwsl.sweeps.blocks import Block, NaturalInt, PositiveInt, checked
 from recipes.data_sets import DataSet, read_data_sets
 
+#: commands of `piwsl` that a recipe may ask for
+MEASUREMENTS = ("consistency", "profile", "md")
+Names = Annotated[list[str], Field(min_length=1)]
 
-@dataclass(frozen=True)
-class Block:
+
+class Runs(Block):
     """Runs of each model on each data set with each method."""
 
-    data: tuple[str, ...]
-    models: tuple[str, ...]
+    data: Names
+    models: Names
     #: name -> dotted keys of the config with their values; and `method`, where it is not the name, `length`, the
     #: factor on the length of the training, and `vary`, dotted keys with lists of values, a run for each combination
     methods: Mapping[str, Mapping[str, Any]]
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _are_named(cls, methods: Any) -> Any:
+        methods = dict.fromkeys(methods) if isinstance(methods, list) else methods
+        if not isinstance(methods, dict) or not all(isinstance(v, dict | None) for v in methods.values()):
+            raise ValueError(" must be names, or names with blocks of keys and values")
+        return {name: changes or {} for name, changes in methods.items()}
 
 
 @dataclass(frozen=True)
@@ -57,36 +72,47 @@ class PlannedRun:
         return with_values(config, {**longer, **self.changes})
 
 
-@dataclass(frozen=True)
-class Smoke:
+class Smoke(Block):
     """How `--scale smoke` shortens a recipe."""
 
     #: patterns of the runs that are made; all where empty
-    only: tuple[str, ...] = ()
+    only: list[str] = Field(default=[])
     #: training steps of the shortest run; None: those of its data set, on that data set and no other
-    steps: int | None = 300
+    steps: PositiveInt | None = 300
     #: what to do instead, where there is no small scale
     instead: str = ""
-    seeds: tuple[int, ...] = (0,)
+    seeds: list[NaturalInt] = Field(default=[0])
 
 
-@dataclass(frozen=True)
-class Recipe:
+class RecipeFile(Block):
+    """What the file of a table or figure of the paper says."""
+
+    title: str
+    runs: list[Runs]
+    seeds: list[NaturalInt] = Field(default=[0, 1, 2])
+    smoke: Smoke = Smoke()
+    #: command of `piwsl` -> its settings
+    measure: Mapping[str, Mapping[str, Any]] = {}
+    #: name -> a further test set, a file of the project that `piwsl evaluate` reads
+    tests: Mapping[str, str] = {}
+    #: the paper's name of the data set, where it is not that of the data's folder
+    paper_dataset: str | None = None
+
+    @field_validator("measure")
+    @classmethod
+    def _is_measured(cls, measure: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name in measure:
+            if name not in MEASUREMENTS:
+                raise ValueError(f": '{name}' is no measurement; {did_you_mean(name, MEASUREMENTS)}")
+        return measure
+
+
+class Recipe(RecipeFile):
     """One table or figure of the paper."""
 
     name: str
-    title: str
-    runs: tuple[Block, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    smoke: Smoke = field(default_factory=Smoke)
-    #: command of `piwsl` (consistency, profile or md) -> its settings
-    measure: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: name -> a further test set, a file of the project that `piwsl evaluate` reads
-    tests: Mapping[str, str] = field(default_factory=dict)
-    #: the paper's name of the data set, where it is not that of the data's folder
-    paper_dataset: str | None = None
     #: data sets that are none of configs/s2ef, and those with lengths of their own
-    data_sets: Mapping[str, DataSet] = field(default_factory=dict)
+    data_sets: Mapping[str, DataSet]
 
     def plan(self, folder: Path, small: bool = False, only: str | None = None) -> dict[str, PlannedRun]:
         """Runs by name, `<data set>/<model>_<method>`.
@@ -137,52 +163,13 @@ def _matching(runs: Mapping[str, PlannedRun], patterns: Sequence[str]) -> dict[s
     }
 
 
-MEASUREMENTS = ("consistency", "profile", "md")
-
-
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe's YAML file, and the data sets of `small/data_sets.yml` beside it, where that is.
 
     Raises:
         UserError: the file is missing, or holds an unknown key or a wrong block.
     """
-    content = read_yaml(path, "recipe")
-    known = [item.name for item in fields(Recipe) if item.name not in ("name", "data_sets")]
-    _check_keys(f"{path}", content, known, ("title", "runs"))
-    smoke, measure = content.get("smoke", {}), content.get("measure", {})
-    _check_keys(f"{path}: smoke", smoke, [item.name for item in fields(Smoke)])
-    _check_keys(f"{path}: measure", measure, MEASUREMENTS)
-    if not isinstance(content["runs"], list):
-        raise UserError(f"{path}: 'runs' must be a list of blocks with 'data', 'models' and 'methods'.")
-    blocks = tuple(_block(f"{path}: runs.{i}", block) for i, block in enumerate(content["runs"]))
+    content = checked(RecipeFile, read_yaml(path, "recipe"), str(path))
     listed = path.parent / "small" / "data_sets.yml"
     data_sets = read_data_sets(listed) if listed.is_file() else {}
-    content |= {"smoke": Smoke(**_tuples(smoke)), "runs": blocks, "data_sets": data_sets}
-    return Recipe(name=path.stem, **_tuples(content))
-
-
-def _block(where: str, content: Any) -> Block:
-    names = [item.name for item in fields(Block)]
-    _check_keys(where, content, names, names)
-    for key in ("data", "models"):
-        if not isinstance(content[key], list) or not content[key]:
-            raise UserError(f"{where}.{key} must be a list of names, not {content[key]!r}.")
-    methods = content["methods"]
-    methods = dict.fromkeys(methods) if isinstance(methods, list) else methods
-    if not isinstance(methods, dict) or not all(isinstance(v, dict | None) for v in methods.values()):
-        raise UserError(f"{where}.methods must be names, or names with blocks of keys and values.")
-    return Block(*map(tuple, (content["data"], content["models"])), {k: v or {} for k, v in methods.items()})
-
-
-def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-
-
-def _check_keys(where: str, content: Any, known: Sequence[str], needed: Sequence[str] = ()) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{where} must be a block of keys, not {content!r}; it takes {', '.join(known)}.")
-    for key in content:
-        if key not in known:
-            raise UserError(f"{where}: key '{key}' is not known; choose among {', '.join(sorted(known))}.")
-    for key in sorted(set(needed) - set(content)):
-        raise UserError(f"{where}: key '{key}' is missing; it needs {', '.join(sorted(needed))}.")
+    return Recipe.model_construct(**dict(content), name=path.stem, data_sets=data_sets)

@@ -114,11 +114,16 @@ def test_mistakes_are_sentences(tiny_data, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("title: t\nruns: []\nstep: 3\n", "'step' is not known"),
-        ("title: t\n", "'runs' is missing"),
-        ("title: t\nruns: 3\n", "'runs' must be a list"),
+        ("title: t\nruns: []\nstep: 3\n", r"bad\.yml: 'step' is not a key; known settings: title, runs"),
+        ("title: t\nruns: []\nname: x\n", "'name' is not a key"),
+        ("title: t\nruns: []\nsmoke: {step: 3}\n", "smoke: 'step' is not a key; did you mean 'steps'"),
+        ("title: t\nruns: []\nsmoke: {steps: many}\n", r"smoke\.steps must be a whole number, not 'many'"),
+        ("title: t\nruns: []\nmeasure: {curl: {}}\n", "measure: 'curl' is no measurement"),
+        ("title: t\nruns: [{data: [], models: [x], methods: [a]}]\n", r"runs\.0\.data must be 1 or more"),
+        ("title: t\n", r"bad\.yml: runs is missing; add it\."),
+        ("title: t\nruns: 3\n", r"bad\.yml: runs must be a list, not 3\."),
         ("title: t\nruns: [painn]\n", r"runs\.0 must be a block"),
-        ("title: t\nruns: [{data: [a], models: [painn]}]\n", r"runs\.0: key 'methods' is missing"),
+        ("title: t\nruns: [{data: [a], models: [painn]}]\n", r"runs\.0\.methods is missing"),
         ("title: t\nruns: [{data: a, models: [painn], methods: [piwsl]}]\n", r"runs\.0\.data must be a list"),
         (
             "title: t\nruns: [{data: [a], models: [painn], methods: piwsl}]\n",
