@@ -133,7 +133,9 @@ def test_intervals_of_claims_follow_from_means_and_spreads():
 
 
 def test_our_numbers_in_claims_stand_in_the_pages_they_are_from():
-    pages = "".join((publish.DOCS / name).read_text() for name in ("results.md", "tuning.md", "fine_tuning.md"))
+    pages = "".join(
+        (publish.DOCS / name).read_text() for name in ("results.md", "tuning.md", "fine_tuning.md")
+    )
     for _, ours in claims():
         means = [
             f"{c[a]} ± {c[b]}"
