@@ -26,7 +26,7 @@ def read_labelled(path: str | Path, limit: int | None = None) -> list[Labelled]:
         raise UserError(
             f"{file}: there is no such data set; give the path of an LMDB file or of an extxyz file."
         )
-    if file.is_file() and not file.stat().st_size:
+    if file.is_file() and not file.stat().st_size and file.suffix != ".lmdb":
         raise UserError(f"{file}: this file is empty; make it again, or give another one.")
     databases = sorted(file.glob("*.aselmdb")) if file.is_dir() else []
     if databases:

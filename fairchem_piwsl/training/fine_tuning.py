@@ -10,6 +10,7 @@ kcal/mol that training would otherwise have to unlearn first. CONFIG is the trai
 its data set and model are read, and `optim.finetune_from` where the weights come from a checkpoint.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -73,6 +74,9 @@ def references_of_difference(
 def from_config(config: Mapping[str, Any]) -> np.ndarray:
     """`references_of_difference` for the model and the training set of a fairchem config."""
     setup_imports()
+    config = copy.deepcopy(dict(config))
+    # usually the file that is about to be made
+    (get_value(config, "dataset.train.transforms") or {}).pop("element_references", None)
     check_config(config)
     train = splits(config["dataset"])["train"]
     block = config["model"]

@@ -49,7 +49,10 @@ def test_from_a_config_with_a_checkpoint(tmp_path):
     trained.train()
     [checkpoint] = tmp_path.rglob("best_checkpoint.pt")
     config["optim"]["finetune_from"] = str(checkpoint)
+    own = {"energy": {"file": str(tmp_path / "to_be_made.npz")}}
+    config["dataset"]["train"]["transforms"]["element_references"] = own
     references = from_config(config)
+    config["dataset"]["train"]["transforms"].pop("element_references")
 
     model = make_trainer(config).model.eval()
     assert not torch.equal(
