@@ -26,7 +26,7 @@ class Format:
     lines: Callable[[Path, Mapping[str, Any]], str]
     #: printed to be pasted
     pasted: Callable[[Path, Mapping[str, Any]], str]
-    #: how to use the lines; {file} is `dataset.yml` in {folder}
+    #: how to use the lines; {out} is the folder
     hint: str
     #: whether one batch may hold periodic and other structures
     mixes_boundaries: bool
@@ -37,14 +37,14 @@ FORMATS = {
         LmdbWriter,
         lambda out, result: summary.as_yaml(summary.dataset_block(out, list(result["splits"]))),
         lambda out, result: summary.config_lines(out, list(result["splits"])),
-        "Train any config on it with `--data {folder}`, or paste into a config of your own:",
+        "Train any config on it with `--data {out}`, or paste into a config of your own:",
         mixes_boundaries=False,
     ),
     "aselmdb": Format(
         AseLmdbWriter,
         fairchem2_config.config_lines,
         fairchem2_config.config_lines,
-        "Paste into a config (lines of {file}), with `dataset: ${{train_dataset}}` and `dataset: ${{val_dataset}}` in "
+        "Paste into a config (lines of {out}/dataset.yml), with `dataset: ${{train_dataset}}` and `dataset: ${{val_dataset}}` in "
         "its data loaders and `tasks: ${{tasks}}` in its unit:",
         mixes_boundaries=True,
     ),

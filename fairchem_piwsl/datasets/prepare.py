@@ -181,9 +181,7 @@ def write_dataset(
         (folder / "dataset.yml").write_text(written.lines(out, result), encoding="utf-8")
         write_json(folder / SUMMARY, result)
     if not options.quiet:
-        summary.show(
-            result, written.hint.format(file=out / "dataset.yml", folder=out), written.pasted(out, result)
-        )
+        summary.show(result, written.hint.format(out=out), written.pasted(out, result))
     return result
 
 

@@ -69,13 +69,19 @@ class AseSource:
             yield to_structure(atoms, f"{self.name}:{frame}", self.options)
 
 
+def matching(text: str) -> list[Path]:
+    """The files of a glob (`*`, `**`), sorted; a name that exists is none, whatever brackets it has."""
+    if glob.has_magic(text) and not Path(text).exists():
+        return [Path(path) for path in sorted(glob.glob(text, recursive=True))]
+    return [Path(text)]
+
+
 def open_sources(patterns: Sequence[str | Path], options: LabelOptions) -> list[Source]:
     """Files and globs (`*`, `**`), sorted within a glob; each may end in ASE's `@slice`."""
     sources: list[AseSource] = []
     for pattern in patterns:
         text, frames = split_slice(str(pattern))
-        is_glob = glob.has_magic(text) and not Path(text).exists()
-        paths = [Path(p) for p in sorted(glob.glob(text, recursive=True))] if is_glob else [Path(text)]
+        paths = matching(text)
         if not paths:
             raise UserError(f"{text} matches no file; give the names of files that exist.")
         for path in paths:

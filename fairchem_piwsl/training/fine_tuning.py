@@ -49,7 +49,7 @@ def start_from(model: nn.Module, path: str) -> None:
 
 
 def references_of_difference(
-    model: nn.Module, structures: Iterable[Data], in_ev: Callable[[Tensor], Tensor] = lambda energy: energy
+    model: nn.Module, structures: Iterable[Data], in_ev: Callable[[Tensor], Tensor]
 ) -> np.ndarray:
     """Energy of each element [119] in eV that brings the model's energies closest to the labels.
 
@@ -89,7 +89,7 @@ def from_config(config: Mapping[str, Any]) -> np.ndarray:
     model = build_model(block)
     if checkpoint:
         start_from(model, checkpoint)
-    normalizer = get_value(train.pop("transforms", None), "normalizer.energy")
-    in_ev = {"in_ev": create_normalizer(**normalizer).denorm} if normalizer else {}
+    normalizer = get_value(train.pop("transforms", None), "normalizer.energy", {"mean": 0.0, "rmsd": 1.0})
     data = create_dataset(train, "train")
-    return references_of_difference(model, (data[i] for i in range(len(data))), **in_ev)
+    in_ev = create_normalizer(**normalizer).denorm
+    return references_of_difference(model, (data[i] for i in range(len(data))), in_ev)

@@ -236,13 +236,17 @@ def temperatures(results: Results, path: Path) -> Path | None:
     kelvin = {name: int(match[1]) for name in names if (match := re.fullmatch(r"(\d+) K", name))}
     if not kelvin:
         return None
-    lines = [(*place, method) for place, methods in grouped(results).items() for method in methods]
-    models, methods = (list(dict.fromkeys(line[i] for line in lines)) for i in (1, 2))
+    groups = grouped(results)
+    lines = [
+        (model, method, groups[data, model][method])
+        for data, model in groups
+        for method in groups[data, model]
+    ]
+    models, methods = (list(dict.fromkeys(line[i] for line in lines)) for i in (0, 1))
     with figures.figure(10.5, 4.8) as fig:
         panels = fig.subplots(1, 2)
         for axes, error in zip(panels, TITLES, strict=True):
-            for place, (data, model, method) in enumerate(lines):
-                runs = grouped(results)[data, model][method]
+            for place, (model, method, runs) in enumerate(lines):
                 aside = 0.007 * place * max(kelvin.values())
                 values = {
                     t + aside: [r["tests"][name][error] for r in runs if name in r.get("tests", {})]

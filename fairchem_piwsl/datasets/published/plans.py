@@ -1,6 +1,5 @@
 """`piwsl prepare ani1x|rmd17|md22|md17_ccsd_t|tio2|lmnto PATH...`: the paper's data sets with the paper's splits."""
 
-import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from fairchem_piwsl.datasets.published.ani1x import Ani1xSource
 from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
 from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes
 from fairchem_piwsl.datasets.published.xsf_archives import XsfSource, natural_order
-from fairchem_piwsl.datasets.readers import Source
+from fairchem_piwsl.datasets.readers import Source, matching
 from fairchem_piwsl.datasets.splits import check_numbers, split
 from fairchem_piwsl.errors import UserError
 
@@ -109,11 +108,9 @@ def _pool_plan(paper: PaperSplit, sources: Sequence[Source], request: Request) -
 def _expand(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
-        text = str(path)
-        is_glob = glob.has_magic(text) and not Path(text).exists()
-        matches = [Path(p) for p in sorted(glob.glob(text))] if is_glob else [Path(text)]
+        matches = matching(str(path))
         if not matches or not all(match.exists() for match in matches):
-            raise UserError(f"{text} does not exist; give the files or folder of the data set.")
+            raise UserError(f"{path} does not exist; give the files or folder of the data set.")
         found += matches
     if not found:
         raise UserError("No files given: name the data set's files or folder.")
