@@ -129,6 +129,14 @@ def test_validate_then_predict(monkeypatch, run, caplog):
     assert np.isfinite(predictions["forces"]).all()
 
 
+def test_predictions_are_not_written_over(monkeypatch, capsys, run):
+    best = str(run["checkpoints"] / "best_checkpoint.pt")
+    name = run["checkpoints"].name  # of the training, which has predicted its test set
+    arguments = (run["config"], run["folder"], "--checkpoint", best, "--timestamp-id", name)
+    line = refused(monkeypatch, capsys, *arguments, mode="predict")
+    assert f"results/{name} holds predictions already: give another --timestamp-id" in line
+
+
 def test_resume_and_dotted_override(monkeypatch, run):
     """--checkpoint continues where the run stopped; --optim.piwsl.c_pitc changes one setting."""
     in_process(

@@ -13,7 +13,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder, errors_as_sentences
 from fairchem_piwsl.jobs.command_line import check_flags, check_slurm, read_arguments
-from fairchem_piwsl.jobs.resuming import check_start, is_finished
+from fairchem_piwsl.jobs.resuming import check_predictions, check_start, is_finished
 from fairchem_piwsl.jobs.runner import Runner, rank_count, run
 from fairchem_piwsl.jobs.submission import build_configs, submit
 from fairchem_piwsl.training.checkpoint_files import trust
@@ -50,6 +50,7 @@ def start(arguments: list[str] | None, program: str) -> None:
     check_configs(configs)
     for config in configs:
         check_slurm(config.get("slurm") or {})
+        check_predictions(config)
         check_start(config, rank_count(config["world_size"]))
     left = [config for config in configs if len(configs) == 1 or not is_finished(config)]
     if len(left) < len(configs):

@@ -48,6 +48,14 @@ def is_finished(config: Mapping[str, Any]) -> bool:
     return path is not None and read_checkpoint(path).get("epoch", 0) >= config["optim"]["max_epochs"]
 
 
+def check_predictions(config: Mapping[str, Any]) -> None:
+    """Refuse to predict under the name of earlier predictions, which upstream would write over."""
+    if config["mode"] in ("predict", "run-relaxations") and config.get("timestamp_id"):
+        folder = Path(config.get("run_dir", "./")) / "results" / config["timestamp_id"]
+        if any(folder.glob("*.npz")):
+            raise UserError(f"{folder} holds predictions already: give another --timestamp-id.")
+
+
 def check_start(config: Mapping[str, Any], ranks: int) -> None:
     """Refuse what `config` cannot start from; log how it differs from the checkpoint of another run.
 
