@@ -155,7 +155,9 @@ def read_config(
 
 
 def with_data(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The config on another data set, with nothing of its own block `dataset`.
+    """The config on another data set, in eV, with nothing of its own block `dataset`.
+
+    Paths are those of `folder`, wherever it was when it was written.
 
     Raises:
         UserError: the folder has no data set that `piwsl prepare` wrote for fairchem 1.10.
@@ -166,7 +168,26 @@ def with_data(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise UserError(
             f"--data {folder} has no {path.name} of `piwsl prepare`: give the folder of its --out."
         )
-    return {**config, "dataset": block}
+    result = {**config, "dataset": moved(block, data_folder({"dataset": block}), folder)}
+    unit = {"optim.piwsl.energy_unit": "eV"}
+    return with_values(result, unit) if get_value(config, *unit) else result
+
+
+def data_folder(config: Mapping[str, Any]) -> Path:
+    """Folder that `piwsl prepare` wrote: that of `train/data.lmdb`."""
+    return Path(config["dataset"]["train"]["src"]).parent.parent
+
+
+def moved(block: Any, old: Path, new: Path) -> Any:
+    """A block of a config whose files (`src`, `file`) below the folder `old` are those of the folder `new`."""
+    if not isinstance(block, Mapping):
+        return block
+    result = {key: moved(value, old, new) for key, value in block.items()}
+    for key in ("src", "file"):
+        path = result.get(key)
+        if isinstance(path, str) and Path(path).is_relative_to(old):
+            result[key] = str(new / Path(path).relative_to(old))
+    return result
 
 
 def with_method(config: Mapping[str, Any], method: str) -> dict[str, Any]:

@@ -201,9 +201,9 @@ class PIWSLSettings:
         return self.balances and elapsed > 0 and elapsed % interval == 0
 
     def without_weak_terms(self) -> PIWSLSettings:
-        """These settings with all weak terms and balances off."""
-        off: dict[str, Any] = dict.fromkeys((*WEIGHTS, "weak_share", "energy_share"), 0.0)
-        return replace(self, auto=False, **off)
+        """These settings with all weak terms off, and the balances that are not set by hand."""
+        off: dict[str, Any] = dict.fromkeys((*WEIGHTS, "weak_share"), 0.0)
+        return replace(self, auto=False, energy_share=self.energy_share or 0.0, **off)
 
     def counts_from(self, num_steps: int) -> int:
         """First step of a run of `num_steps` whose validation may choose the best checkpoint.

@@ -143,7 +143,7 @@ def as_molecule(atoms: Atoms) -> Atoms:
         for axis in np.flatnonzero(atoms.pbc):
             start = _widest_gap(fractions[:, axis])[1]
             fractions[:, axis] = (fractions[:, axis] - start + 1e-12) % 1.0
-        whole.set_positions(fractions @ atoms.cell.array, apply_constraint=False)
+        whole.set_positions(fractions @ atoms.cell.complete().array, apply_constraint=False)
     whole.pbc = False
     whole.cell = None
     return whole

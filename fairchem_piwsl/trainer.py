@@ -113,7 +113,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
         share, data = self.piwsl.energy_share, self.train_dataset
         if share is None:
             batch = self.train_loader.collate_fn([data[i] for i in evenly(len(data))]).to(self.device)
-            share = share_of_energies(self._units.energy_labels(batch), self._units.force_labels(batch))
+            forces = self._units.force_labels(batch)[batch.fixed == 0]
+            share = share_of_energies(self._units.energy_labels(batch), forces)
             logging.info(f"optim.piwsl.energy_share: {share:.2f}, from the spread of the labels")
         return GradientBalance(share, self.piwsl.weak_share)
 
@@ -141,7 +142,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
         if s.auto and s.weak_share and self._holds(forces_are_gradients):
             logging.info(
                 "optim.piwsl.auto: the model's forces are the gradient of its energy, so the weak terms have "
-                "nothing to teach it; they are off, and the weights are those of loss_functions."
+                "nothing to teach it; they are off, and weights are those set by hand."
             )
             self.piwsl = s.without_weak_terms()
         elif s.differentiates and not self._holds(energy_of_model_is_differentiable):
@@ -152,7 +153,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
 
     def _holds(self, question: Callable[..., bool]) -> bool:
         """The answer for the model and several structures, since one may be an atom alone, whose gradient is zero."""
-        some = [self.train_dataset[i] for i in evenly(len(self.train_dataset))[:4]]
+        some = [self.train_dataset[i] for i in evenly(len(self.train_dataset), 4)]
         batch = self.train_loader.collate_fn(some).to(self.device)
         return question(self._unwrapped_model, batch, self._shared_graph, self._outputs_of)
 

@@ -38,11 +38,12 @@ class Variant:
 
     unit: Any
     batch: AtomicData
+    loader: Any
     callbacks: Sequence[PIWSLCallback] = ()
     seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.state = SimpleNamespace(train_state=SimpleNamespace(dataloader=[None] * 100))
+        self.state = SimpleNamespace(train_state=SimpleNamespace(dataloader=self.loader))
         self.unit.load_scheduler(100)
         self.unit.previous_wall_time = time.time()
         self.unit.print_every = 10**9
@@ -78,14 +79,15 @@ def bench(config: Any, rounds: int, warmup: int) -> dict[str, Any]:
     [block] = [dict(one) for one in config.runner.callbacks if one["_target_"].endswith("PIWSLCallback")]
     del block["_target_"]
     callback = PIWSLCallback(**block | {"start_step": 0, "ramp_steps": 0, "every_n_steps": 1})
-    batch = next(iter(instantiate(config.runner.train_dataloader)))
+    loader = instantiate(config.runner.train_dataloader)
+    batch = next(iter(loader))
     copies = 1 + callback.settings.needs_c + callback.settings.needs_b
     batches = {"plain": batch, "enlarged batch": stack(batch, [batch.pos] * copies, None), "piwsl": batch}
     variants = {}
     for name, one in batches.items():
         torch.manual_seed(0)
         unit = instantiate(config.runner.train_eval_unit)
-        variants[name] = Variant(unit, one, [callback] if name == "piwsl" else [])
+        variants[name] = Variant(unit, one, loader, [callback] if name == "piwsl" else [])
     for _ in track(range(warmup + rounds), description="measuring"):
         for variant in variants.values():
             variant.step()

@@ -7,7 +7,8 @@ prints `references=[...]`, an entry for each atomic number from 0 on: a key of c
 
 from __future__ import annotations
 
-import sys
+import argparse
+from pathlib import Path
 
 import numpy as np
 from fairchem.core import FAIRChemCalculator
@@ -52,7 +53,19 @@ def moved_references(checkpoint: str, data: str, dataset: str | None = None) -> 
     return np.trim_zeros(references, "b")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="an inference_ckpt.pt")
+    parser.add_argument("data", type=Path, help="ASE database with energies in eV")
+    parser.add_argument("dataset", nargs="?", help="name of the data set in the checkpoint's tasks")
+    args = parser.parse_args()
     with errors_as_sentences("fairchem2_references.py"):
-        values = moved_references(*sys.argv[1:])
+        for path in (args.checkpoint, args.data):
+            if not path.exists():
+                raise UserError(f"{path} does not exist; correct the path.")
+        values = moved_references(str(args.checkpoint), str(args.data), args.dataset)
     print(f"references=[{','.join(f'{value:.9g}' for value in values)}]")
+
+
+if __name__ == "__main__":
+    main()

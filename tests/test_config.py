@@ -10,6 +10,7 @@ from fairchem.core.common import utils
 from fairchem_piwsl.config import (
     METHODS,
     load_config,
+    moved,
     parse_value,
     read_config,
     read_yaml,
@@ -211,18 +212,23 @@ def test_a_method_of_one_s_own_and_a_trainer_of_one_s_own(tmp_path):
 
 
 def test_data_of_one_s_own_take_the_place_of_the_config_s(parts, tmp_path):
-    (tmp_path / "dataset.yml").write_text("dataset: {train: {src: mine.lmdb}}")
+    (tmp_path / "dataset.yml").write_text("dataset: {train: {src: then/train/data.lmdb}}")
     own = {
         "dataset": {"train": {"src": "a.lmdb", "first_n": 5}, "test": {"src": "b.lmdb"}},
         "optim": {"max_epochs": 1},
     }
-    assert with_data(own, tmp_path) == {
-        "dataset": {"train": {"src": "mine.lmdb"}},
-        "optim": {"max_epochs": 1},
-    }
+    mine = str(tmp_path / "train" / "data.lmdb")  # not where it was when it was written
+    assert with_data(own, tmp_path) == {"dataset": {"train": {"src": mine}}, "optim": {"max_epochs": 1}}
+    in_kcal = {"optim": {"piwsl": {"energy_unit": "kcal/mol"}}}
+    assert with_data(in_kcal, tmp_path)["optim"]["piwsl"] == {"energy_unit": "eV"}
     flags = ["--mode", "train", "--config-yml", str(parts), "--data", str(tmp_path)]
     args, overrides = read_arguments([*flags, "--dataset.train.first_n=7"])
-    assert build_configs(args, overrides)[0]["dataset"] == {"train": {"src": "mine.lmdb", "first_n": 7}}
+    assert build_configs(args, overrides)[0]["dataset"] == {"train": {"src": mine, "first_n": 7}}
+
+
+def test_only_files_below_the_folder_move():
+    block = {"src": "data/x/train", "b": {"file": "data/xy/train"}, "c": "data/x/train", "d": [1]}
+    assert moved(block, Path("data/x"), Path("/new")) == {**block, "src": "/new/train"}
 
 
 @pytest.mark.parametrize("content", [None, "train_dataset: {}"])  # nothing, or what is for fairchem 2

@@ -7,7 +7,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import check_output_file
+from fairchem_piwsl.files import check_output_file, whole_file
 
 #: upstream indexes the references by atomic number, 0 to 118
 N_ELEMENTS = 119
@@ -60,9 +60,11 @@ def check_new(path: Path) -> None:
 
 def write_references(path: Path, references: np.ndarray) -> None:
     """`dataset.train.transforms.element_references.energy.file` for upstream, float64 [119]."""
-    np.savez(path, element_references=references)
+    with whole_file(path) as file:
+        np.savez(file, element_references=references)
 
 
 def write_normalizer(path: Path, rmsd: float) -> None:
     """`dataset.train.transforms.normalizer.<target>.file` for upstream: mean 0 and the given scale."""
-    np.savez(path, mean=0.0, rmsd=rmsd if np.isfinite(rmsd) and rmsd > 0 else 1.0)
+    with whole_file(path) as file:
+        np.savez(file, mean=0.0, rmsd=rmsd if np.isfinite(rmsd) and rmsd > 0 else 1.0)

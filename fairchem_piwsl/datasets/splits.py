@@ -105,6 +105,6 @@ def share(n: int, sizes: np.ndarray, room: np.ndarray) -> np.ndarray:
     return parts
 
 
-def evenly(total: int) -> list[int]:
-    """Indices of up to `SAMPLE` structures of `total`, spread evenly."""
-    return np.unique(np.linspace(0, total - 1, SAMPLE).astype(int)).tolist()
+def evenly(total: int, most: int = SAMPLE) -> list[int]:
+    """Indices of up to `most` structures of `total`, spread evenly."""
+    return np.unique(np.linspace(0, total - 1, most).astype(int)).tolist()

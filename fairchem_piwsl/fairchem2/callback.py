@@ -1,6 +1,7 @@
 """`PIWSLCallback`: PITC and PISC for trainings of fairchem-core 2, around the model's forward pass."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,11 +38,14 @@ class PIWSLCallback(Callback):
         check_settings(self.settings)
         self._block = settings
         self._undo = ExitStack()
+        self._latest: dict[str, float | torch.Tensor] = {}
 
     def on_train_start(self, state: State, unit: Any) -> None:
         """Check the run and stand around the model."""
         s = applicable(self.settings, unit)
-        if s.differentiates and not has_gradient(unit, training_structures(state, 4)):
+        # ranks of a graph have parts of the gradient
+        one_part = gp_utils.initialized()
+        if s.differentiates and (one_part or not has_gradient(unit, training_structures(state, 4))):
             s = without_gradient(self._block, BLOCK)
         self.settings = s
         self._plain = unit.tasks
@@ -74,14 +78,13 @@ class PIWSLCallback(Callback):
     def on_train_step_end(self, state: State, unit: Any) -> None:
         """Leave validation alone; log the terms as often as upstream logs the loss."""
         log = {f"loss_{name}": value for name, value in self._forward.terms.items()} | self._tasks.log
+        self._latest |= log  # reported steps may be none with weak terms
         self._forward.ramp, self._forward.terms, self._tasks.step, unit.tasks = 0.0, {}, 0, self._plain
         report = (unit.train_progress.num_steps_completed - 1) % unit.print_every == 0
-        if log and (report or unit.logger is not None):
-            values = {f"train/{name}": float(value) for name, value in log.items()}
-            if unit.logger is not None:
-                unit.logger.log(values, commit=False)
-            if report:
-                logging.info(values)
+        if log and unit.logger is not None:
+            unit.logger.log(_values(log), commit=False)
+        if self._latest and report:
+            logging.info(_values(self._latest))
 
     def on_train_end(self, state: State, unit: Any) -> None:
         """Leave the model and the unit's training as they were; say what the balance has decided."""
@@ -92,3 +95,7 @@ class PIWSLCallback(Callback):
     def on_exception(self, state: State, unit: Any, exc: BaseException | None = None) -> None:
         """Leave the model and the unit's training as they were; a checkpoint that is still to come has the balance."""
         self._undo.close()
+
+
+def _values(log: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
+    return {f"train/{name}": float(value) for name, value in log.items()}

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from fairchem.core.datasets.atomic_data import AtomicData
 from torch import Tensor, nn
 
@@ -52,9 +53,13 @@ def applicable(settings: PIWSLSettings, unit: Any) -> PIWSLSettings:
     gradients = f"{BLOCK}: the forces of this model are the gradient of its energy, so"
     if settings.auto and settings.weak_share:
         logging.info(
-            f"{gradients} the weak terms have nothing to teach it; they are off, and weights as in the tasks."
+            f"{gradients} the weak terms have nothing to teach it; they are off, and weights are those set by hand."
         )
         return settings.without_weak_terms()
+    if settings.differentiates:
+        raise UserError(
+            f"{gradients} they agree with it at eps_max: 0; set a displacement, or leave PIWSL out."
+        )
     if settings.weak and settings.k_2nd == 0:
         raise UserError(
             f"{gradients} with k_2nd: 0 PITC sees curvature only, which is no error; set k_2nd: 0.5."
@@ -75,9 +80,12 @@ def has_gradient(unit: Any, batch: AtomicData) -> bool:
     def energy(pos: Tensor) -> Tensor:
         return heads.prediction(unit.tasks, model(stack(batch, [pos], None)), batch, 1.0).energy
 
+    devices = [batch.pos.device] if batch.pos.device.type == "cuda" else []
     try:
         model.eval()
-        return energy_is_differentiable(energy, batch.pos, [p for p in model.parameters() if p.requires_grad])
+        with torch.random.fork_rng(devices):  # models may draw here, which training must not see
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            return energy_is_differentiable(energy, batch.pos, parameters)
     finally:
         model.train(training)
 

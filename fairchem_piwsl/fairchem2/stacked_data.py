@@ -55,7 +55,7 @@ def shortest_distances(edges: Mapping[str, Tensor] | None, batch: AtomicData) ->
     """
     with torch.no_grad():
         if edges is None:
-            options = dict(max_neighbors=8, enforce_max_neighbors_strictly=False, radius_pbc_version=1)
+            options = dict(max_neighbors=8, enforce_max_neighbors_strictly=False, radius_pbc_version=2)
             graph = generate_graph(shallow_copy(batch), cutoff=GUARD, pbc=batch.pbc, **options)
             ends, distance = graph["edge_index"], graph["edge_distance"]
         else:

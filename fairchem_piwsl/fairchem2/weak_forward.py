@@ -103,7 +103,7 @@ class WeakForward:
         for name, _, values in losses.consistency_terms(
             self.settings, at, moved, batch.batch, batch.fixed == 0
         ):
-            values = bounded(values) if self.settings.bounds else values
+            values = bounded(values, known) if self.settings.bounds else values
             terms[f"piwsl_{name}"] = {"value": values / unit}
             batch[f"piwsl_{name}"] = torch.where(known, 0.0, torch.inf)
             self.terms[name] = (values.detach() * known).sum() / known.sum().clamp_min(1)

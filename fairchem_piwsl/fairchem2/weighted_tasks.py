@@ -15,7 +15,7 @@ from fairchem.core.modules.normalization.normalizer import Normalizer
 from fairchem.core.units.mlip_unit.mlip_unit import OutputSpec, Task, compute_loss
 from torch import Tensor, nn
 
-from fairchem_piwsl.datasets.splits import evenly
+from fairchem_piwsl.datasets.splits import SAMPLE, evenly
 from fairchem_piwsl.fairchem2 import heads
 from fairchem_piwsl.files import read_json, write_json
 from fairchem_piwsl.settings import PIWSLSettings
@@ -83,15 +83,18 @@ def balance_of(settings: PIWSLSettings, tasks: Sequence[Task], state: Any) -> Gr
     """Shares as set; that of the energy labels, where null, from those of up to 1,000 training structures."""
     share = settings.energy_share
     if share is None:
-        share = share_of_energies(*heads.labels(tasks, training_structures(state)))
+        energies, forces = heads.labels(tasks, batch := training_structures(state))
+        share = share_of_energies(energies, forces[batch.fixed == 0])
         logging.info(f"PIWSL: energy_share {share:.2f}, from the spread of the labels")
     return GradientBalance(share, settings.weak_share)
 
 
-def training_structures(state: Any, most: int | None = None) -> AtomicData:
+def training_structures(state: Any, most: int = SAMPLE) -> AtomicData:
     """Up to `most` of the training structures, spread evenly, as one batch."""
     loader, data = state.train_state.dataloader, state.train_state.dataloader.dataset
-    batch = loader.collate_fn([data[i] for i in evenly(len(data))[:most]])
+    batch = loader.collate_fn([data[i] for i in evenly(len(data), most)])
+    # what a model puts on its argument, and element references read there
+    batch.atomic_numbers_full, batch.batch_full = batch.atomic_numbers, batch.batch
     return batch.to(distutils.get_device_for_local_rank())
 
 

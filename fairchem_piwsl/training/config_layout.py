@@ -49,7 +49,7 @@ def layout(config: Mapping[str, Any]) -> Block:
     targets = _targets(config.get("outputs"))
     optim = config.get("optim")
     both = one_of(
-        [name for name in METRICS if name.endswith("_within_threshold")]
+        [name for name in METRICS if name.startswith("energy") and name.endswith("_within_threshold")]
     )  # of energy and forces at once
     metrics = Block({**dict.fromkeys(targets, Items(one_of(METRICS))), "misc": Items(both)})
     split = _split(targets)

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +256,7 @@ def has_neighbours(structure: Data, cutoff: float) -> bool:
 
 def _try(model: nn.Module, structure: Data, outputs: Mapping[str, Any]) -> None:
     """Evaluate the model once: what it cannot do has to show before a run."""
-    why = _fails_alone(
-        model, structure, [name for name, output in outputs.items() if "decomposition" not in output]
-    )
+    why = _fails_alone(model, structure, outputs)
     if why:
         remedy = (
             "set model.use_pbc: true" if "radius_graph" in why else "correct the block 'model', or 'outputs'"
@@ -266,7 +264,7 @@ def _try(model: nn.Module, structure: Data, outputs: Mapping[str, Any]) -> None:
         raise UserError(f"the model cannot be evaluated on the first structure ({why}); {remedy}.")
 
 
-def _fails_alone(model: nn.Module, structure: Data, outputs: Iterable[str] = ()) -> str | None:
+def _fails_alone(model: nn.Module, structure: Data, outputs: Mapping[str, Any] | None = None) -> str | None:
     """Why the model cannot be evaluated on a batch of this structure, or lacks an output; None where it can."""
     state, training = random_state(), model.training
     try:
@@ -278,9 +276,13 @@ def _fails_alone(model: nn.Module, structure: Data, outputs: Iterable[str] = ())
     finally:
         model.train(training)
         set_random_state(state)
-    return next(
-        (f"it has the outputs {', '.join(found)}, no {name}" for name in outputs if name not in found), None
-    )
+    for name, output in (outputs or {}).items():
+        if name not in found and "decomposition" not in output:
+            return f"it has the outputs {', '.join(found)}, no {name}"
+        head = found.get(name)
+        if isinstance(head, Mapping) and output.get("property") not in head:
+            return f"outputs.{name}.property is none of the outputs {', '.join(head)} of its head"
+    return None
 
 
 def attribute(model: nn.Module, name: str, default: Any) -> Any:

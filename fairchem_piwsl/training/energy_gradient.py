@@ -40,10 +40,11 @@ def energy_is_differentiable(
 
     Args:
         energy: of positions [N, 3] in Angstrom; any shape; in float64 if possible, since an untrained one hardly changes.
-        pos: where to look.
+        pos: near where to look; at a stationary point itself there would be nothing to see.
         parameters: what is trained.
     """
-    pos = pos.detach().requires_grad_()
+    away = torch.randn(pos.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pos = (pos.detach() + 0.05 * away.to(pos)).requires_grad_()
     try:
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(energy(pos).sum(), pos, create_graph=True)
@@ -51,6 +52,7 @@ def energy_is_differentiable(
     except RuntimeError:
         return False
     with torch.no_grad():
-        step = 0.003 * gradient / gradient.norm()  # Angstrom, of all atoms together
+        # Angstrom, of all atoms together; as small as digits allow, since some models are far from linear
+        step = (3e-4 if pos.dtype == torch.float64 else 3e-3) * gradient / gradient.norm()
         change = energy(pos + step).sum() - energy(pos - step).sum()
     return math.isclose(change, 2 * (step * gradient).sum(), rel_tol=0.05)

@@ -29,8 +29,8 @@ from fairchem_piwsl.config import get_value
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoint_files import copy_averaged_weights, load_weights, read_checkpoint
-from fairchem_piwsl.training.data_checks import splits
-from fairchem_piwsl.training.preflight import build_model, check_config
+from fairchem_piwsl.training.data_checks import by_split, splits
+from fairchem_piwsl.training.preflight import build_model, check_config, in_new_layout
 
 
 def start_from(model: nn.Module, path: str) -> None:
@@ -56,7 +56,7 @@ def references_of_difference(
     Args:
         model: returns `energy` [B] without references.
         structures: records with `energy` in eV, NaN where there is no label.
-        in_ev: the model's energy in eV, as a normaliser's `denorm`.
+        in_ev: what the model returns as `energy` in eV, as a normaliser's `denorm`.
     """
     model.eval()
     compositions, differences = [], []
@@ -76,8 +76,9 @@ def from_config(config: Mapping[str, Any]) -> np.ndarray:
     setup_imports()
     config = copy.deepcopy(dict(config))
     # usually the file that is about to be made
-    (get_value(config, "dataset.train.transforms") or {}).pop("element_references", None)
+    (get_value(by_split(config.get("dataset")), "train.transforms") or {}).pop("element_references", None)
     check_config(config)
+    config = in_new_layout(config)
     train = splits(config["dataset"])["train"]
     block = config["model"]
     checkpoint = config["optim"].get("finetune_from")
@@ -89,7 +90,19 @@ def from_config(config: Mapping[str, Any]) -> np.ndarray:
     model = build_model(block)
     if checkpoint:
         start_from(model, checkpoint)
-    normalizer = get_value(train.pop("transforms", None), "normalizer.energy", {"mean": 0.0, "rmsd": 1.0})
+    normalizer = get_value(train.pop("transforms", None), "normalizer") or {
+        "energy": {"mean": 0.0, "rmsd": 1.0}
+    }
+    if "energy" not in normalizer:
+        raise UserError(
+            "dataset.train.transforms.normalizer has no block 'energy', without which the model's energies cannot "
+            "be told in eV; add its mean and rmsd, or its file."
+        )
+    denorm = create_normalizer(**normalizer["energy"]).denorm
+    name = config["outputs"]["energy"].get("property")
+
+    def in_ev(energy: Tensor | Mapping[str, Tensor]) -> Tensor:
+        return denorm(energy[name] if isinstance(energy, Mapping) else energy)
+
     data = create_dataset(train, "train")
-    in_ev = create_normalizer(**normalizer).denorm
     return references_of_difference(model, (data[i] for i in range(len(data))), in_ev)

@@ -77,7 +77,7 @@ def check_config(config: Mapping[str, Any], needs_data: bool = True, reads_data:
     """
     if not check_keys(config):
         return ""
-    config = _in_new_layout(config)
+    config = in_new_layout(config)
     layout(config).check(config, "")
     own = "piwsl" in config.get("trainer", "ocp").lower()
     settings = PIWSLSettings.from_config(config["optim"].get("piwsl"))
@@ -92,7 +92,7 @@ def check_config(config: Mapping[str, Any], needs_data: bool = True, reads_data:
         raise UserError(
             "dataset.train.src is missing; add the data set to train on, as `piwsl prepare` prints it."
         )
-    if config.get("mode") == "run-relaxations" and "relax" not in present:
+    if config.get("mode") == "run-relaxations" and not by_split(config["dataset"]).get("relax"):
         raise UserError(
             "--mode run-relaxations relaxes the structures of dataset.relax, which is missing; add it."
         )
@@ -162,7 +162,7 @@ def build_model(model: Mapping[str, Any]) -> nn.Module:
         set_random_state(state)
 
 
-def _in_new_layout(config: Mapping[str, Any]) -> dict[str, Any]:
+def in_new_layout(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config` as upstream translates it where it is written in the layout before fairchem 1.0."""
     config = dict(config)
     if config.get("loss_functions"):

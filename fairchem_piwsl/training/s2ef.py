@@ -14,6 +14,7 @@ import torch
 from fairchem.core.modules.scheduler import CosineLRLambda
 from fairchem.core.trainers import OCPTrainer
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch
 
@@ -176,6 +177,10 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
         checkpoint = checkpoint or read_checkpoint(checkpoint_path, self.device)
         self._checkpoint_without_state = None if "optimizer" in checkpoint else str(checkpoint_path)
         super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        optim = self.config["optim"]
+        follows_run = optim.get("scheduler") == "CosineAnnealingLR" and "T_max" not in optim
+        if follows_run and self.train_loader and not inference_only:
+            end_at(self.scheduler.scheduler, with_schedule(optim, len(self.train_loader))["T_max"])
 
     def _with(self, **attributes: Any) -> Any:
         """This trainer with other attributes, for one call of upstream's; the trainer itself does not change."""
@@ -218,3 +223,12 @@ def with_schedule(optim: Mapping[str, Any], steps_per_epoch: int) -> dict[str, A
         lr_min_factor=params["lr_min_factor"],
     )
     return {**optim, "lr_lambda": function}
+
+
+def end_at(cosine: CosineAnnealingLR, steps: int) -> None:
+    """Let a schedule that was loaded end at another step: the run got longer, or has other ranks."""
+    if steps != cosine.T_max:
+        cosine.T_max = steps
+        left = (1 + math.cos(math.pi * cosine.last_epoch / steps)) / 2
+        for group, start in zip(cosine.optimizer.param_groups, cosine.base_lrs, strict=True):
+            group["lr"] = cosine.eta_min + (start - cosine.eta_min) * left

@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fairchem_piwsl.config import data_folder, moved
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_text
 from fairchem_piwsl.report.runs import model_name
 from recipes.compare import best_checkpoint, train
 from recipes.recipe_file import Recipe
-from recipes.scale import data_folder, innermost_model, with_data
+from recipes.scale import innermost_model
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def use_data(
                     f"--data {old.name}=FOLDER."
                 )
             new = stand_in()
-        placed[name] = with_data(config, str(old), str(new))
+        placed[name] = moved(config, old, new)
     for name in data:
         if name not in used:
             raise UserError(f"--data {name}=...: the recipe uses {', '.join(sorted(used))}.")

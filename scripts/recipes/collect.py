@@ -8,14 +8,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.config import get_value, read_yaml
+from fairchem_piwsl.config import data_folder, get_value, read_yaml
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.files import read_json
 from fairchem_piwsl.report.curves import read_curves
 from fairchem_piwsl.settings import PIWSLSettings
 from recipes.carry_out import Training, evaluated, test_folder
 from recipes.recipe_file import PlannedRun, Recipe
-from recipes.scale import data_folder
 
 #: what `auto` decides, as the trainer logs it
 DECIDED = ("train/weight_", "train/gradient_")

@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.config import load_config, load_parts, read_yaml
+from fairchem_piwsl.config import data_folder, load_config, load_parts, moved, read_yaml
 from fairchem_piwsl.errors import UserError
-from recipes.scale import data_folder, with_data
 
 #: case of Table A3 that models without a printed one get: the most frequent one
 OTHER_CASE = "B"
@@ -45,7 +44,7 @@ class DataSet:
             config = load_parts(folder / f"{source}_{model}.yml", parts)
         else:
             raise UserError(f"{path} does not exist; correct the recipe's 'runs'.")
-        return with_data(config, str(data_folder(config)), f"data/{self.name}") if self.like else config
+        return moved(config, data_folder(config), Path("data", self.name)) if self.like else config
 
 
 def read_data_sets(path: Path) -> dict[str, DataSet]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fairchem_piwsl.config import merge
@@ -67,19 +66,3 @@ def schedule(steps: int, structures: int, batch_size: int, validations: int) -> 
 def innermost_model(block: dict[str, Any]) -> dict[str, Any]:
     """The block of the model proper, below a wrapper such as GradientForces."""
     return innermost_model(block["model"]) if "model" in block else block
-
-
-def data_folder(config: Mapping[str, Any]) -> Path:
-    """Folder that `piwsl prepare` wrote: that of `train/data.lmdb`."""
-    return Path(config["dataset"]["train"]["src"]).parent.parent
-
-
-def with_data(config: Any, old: str, new: str) -> Any:
-    """The config with every path below folder `old` moved to folder `new`."""
-    if isinstance(config, Mapping):
-        return {key: with_data(value, old, new) for key, value in config.items()}
-    if isinstance(config, list):
-        return [with_data(value, old, new) for value in config]
-    if isinstance(config, str) and config.startswith(old + "/"):
-        return new + config[len(old) :]
-    return config

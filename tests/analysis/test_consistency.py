@@ -147,6 +147,10 @@ def test_net_force_and_torque_of_isolated_molecules_only(water):
     boxed.set_constraint(FixAtoms([0]))  # an atom that is held fixed is put back to its molecule as well
     assert is_isolated(boxed)
     assert as_molecule(boxed).get_all_distances() == pytest.approx(water.get_all_distances())
+    layer = boxed.copy()  # periodic along two directions, and no vector along the third
+    layer.pbc[2], layer.cell[2] = False, 0.0
+    layer.positions[:] = water.positions
+    assert as_molecule(layer).get_all_distances() == pytest.approx(water.get_all_distances())
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,7 @@ def test_gradient_forces(caplog: pytest.LogCaptureFixture) -> None:
     callback.on_train_start(None, unit)
     assert "little to gain" in caplog.text
     callback.on_train_end(None, unit)
+    refused(unit, "they agree with it at eps_max: 0; set a displacement", eps_max=0)
 
 
 @pytest.mark.parametrize("command", ["bench", "references", "fairchem", "sweep", "mace"])

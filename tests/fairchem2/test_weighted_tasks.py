@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import helpers_fairchem2 as helpers
 import pytest
 import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from fairchem.core.modules.normalization.element_references import ElementReferences
 from fairchem.core.units.mlip_unit.mlip_unit import compute_loss
 from omegaconf import OmegaConf
 from torchtnt.framework.callback import Callback
@@ -101,6 +105,39 @@ def test_auto_displaces_where_the_energy_cannot_be_differentiated(
     if not possible:
         with pytest.raises(UserError, match="eps_max is 0, but"):
             helpers.fit(unit, [helpers.batch()] * 2, [PIWSLCallback(c_pitc=1.0, eps_max=0)])
+
+
+def test_perfect_crystals_do_not_hide_the_gradient() -> None:
+    """Where they are, there is none; training's random numbers stay as they were."""
+    crystal = bulk("Cu", cubic=True)
+    crystal.calc = EMT()
+    batch, unit = helpers.atomicdata_list_to_batch([helpers.data(crystal)] * 2), helpers.unit(helpers.model())
+    before = torch.get_rng_state()
+    assert run_checks.has_gradient(unit, batch)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("block", [AUTO, dict(auto=True)], ids=["displaced", "differentiated"])
+def test_element_references_are_taken_off_for_the_share(
+    block: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    shares = []
+    for shift in (0.0, 1000.0):
+        batch, energy = helpers.batch(), helpers.task("energy")
+        references = torch.linspace(0, shift, 20, dtype=torch.float64)
+        energy.element_references = ElementReferences(references)
+        batch.energy += torch.zeros(batch.num_graphs).index_add(
+            0, batch.batch, references[batch.atomic_numbers].float()
+        )
+        caplog.clear()
+        helpers.fit(
+            helpers.unit(helpers.model(), [energy, helpers.task("forces")]),
+            [batch] * 2,
+            [PIWSLCallback(**block)],
+        )
+        shares.append(re.search(r"energy_share ([\d.]+)", caplog.text)[1])
+    assert shares[0] == shares[1]
 
 
 def test_norms_are_the_set_multiples() -> None:
@@ -207,6 +244,7 @@ def test_steps_without_a_term_have_the_measured_weight_and_the_log_shows_it(
     assert ["piwsl_pitc" in step for step in record.seen] == [True, False, False] * 2
     for key in ("weight_energy", "weight_pitc", "gradient_energy", "gradient_forces", "gradient_pitc"):
         assert f"'train/{key}': " in caplog.text
+    assert caplog.text.count("'train/loss_pitc': ") == 6  # also at steps without the term
     assert caplog.text.count(f"'train/weight_energy': {energy[3]:.4f}"[:-1]) == 3
     assert "weights at the end, from the norms of gradients: energy x " in caplog.text
 

@@ -304,6 +304,7 @@ BLOCKS = [
     case("no-pbc-without-pyg-lib", {"model.use_pbc": False}, "radius_graph", "model.use_pbc: true"),
     case("output-no-model-has", {"outputs.stress": {"level": "system"}}, "no stress", "correct the block"),
     case("forces-of-a-system", {"outputs.forces.level": "system"}, "outputs.forces.level", "set 'atom'"),
+    case("metric-of-positions", {"evaluation_metrics.metrics.misc": ["average_distance_within_threshold"]}, "evaluation_metrics.metrics.misc", "within_threshold"),
     case("metric-of-one-output", {"evaluation_metrics.metrics.misc": ["per_atom_mae"]}, "evaluation_metrics.metrics.misc", "within_threshold"),
     case("model-refuses-itself", {"model": {"name": "escn", "otf_graph": True, "use_pbc": True, "regress_forces": True, "lmax_list": [2], "mmax_list": [1], "distance_function": "gausian"}}, "model 'escn' cannot be built", "correct the block"),
 ]  # fmt: skip

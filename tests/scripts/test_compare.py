@@ -89,7 +89,7 @@ def test_interrupted_run_continues_to_the_same_end(comparison, tiny_data, tmp_pa
 #: stands in for fairchem 2's command line: works a while, leaves a checkpoint and fails unless it finds one
 STOPS_ONCE = """#!/bin/sh
 i=0; while [ $i -lt 300000 ]; do i=$((i + 1)); done
-mkdir -p run/checkpoints/step_2 && cat run/checkpoints/step_2/resume.yaml || { touch run/checkpoints/step_2/resume.yaml; exit 1; }
+mkdir -p run/checkpoints/step_2 && cat run/checkpoints/step_2/resume.yaml || { touch run/checkpoints/step_2/resume.yaml run/checkpoints/step_2/.metadata; exit 1; }
 """
 
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from recipes.carry_out import options, relative_lengths, use_data, write_trainings
 from recipes.recipe_file import read_recipe
-from recipes.scale import data_folder, innermost_model, shrink, with_data
+from recipes.scale import innermost_model, shrink
 
-from fairchem_piwsl.config import load_config
+from fairchem_piwsl.config import data_folder, load_config
 from fairchem_piwsl.datasets.element_references import N_ELEMENTS, write_references
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.printed_results import printed_values
@@ -85,15 +85,6 @@ def test_longer_runs_stay_longer():
     assert set(lengths("table_2").values()) == {
         1
     }  # SchNet has other epochs there, and so a length of its own
-
-
-def test_only_paths_below_the_folder_move():
-    config = {"a": ["data/x/train", {"b": "data/xy/train"}], "c": 1, "d": "data/x"}
-    assert with_data(config, "data/x", "/new") == {
-        "a": ["/new/train", {"b": "data/xy/train"}],
-        "c": 1,
-        "d": "data/x",
-    }
 
 
 def test_options():

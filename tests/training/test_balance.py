@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_config, make_trainer, parameters
+from conftest import labelled_molecules, make_config, make_trainer, parameters, to_data, write_lmdb
 from helpers_models import DIRECT
 from helpers_trainer import first_batch, forward_and_loss, logged, trainer_at_step
 from test_trainer_resume import checkpoint, trained
@@ -141,7 +141,7 @@ def slopes(residuals: list[float]) -> Tensor:
     return torch.autograd.grad(bounded(r.square()).sum(), r)[0]
 
 
-@pytest.mark.parametrize("factor", [1e-3, 7.0, 1e5])
+@pytest.mark.parametrize("factor", [1e-2, 7.0, 1e5])
 def test_larger_residuals_have_no_larger_gradient(factor):
     residuals = [0.5, -1.0, 2.0, 3.0]
     assert torch.allclose(slopes([factor * r for r in residuals]), slopes(residuals))
@@ -154,6 +154,16 @@ def test_the_scale_is_that_of_cauchys_loss():
     expected = 2 * scale * r / (scale**2 + r.square())
     assert torch.allclose(slopes(r.tolist()), expected, rtol=0.02)
     assert float(expected.abs().max()) <= 1
+
+
+def test_structures_without_a_residual_leave_the_scale_alone():
+    """Atoms on their own, or held in place by symmetry, have none but rounding; others have no part in the term."""
+    alone = slopes([1.0, 2.0, 3.0])
+    assert torch.allclose(slopes([0.0, 1.0, 2.0, 3.0, 4e-7])[1:4], alone)
+    assert torch.equal(slopes([0.0, 0.0]), torch.zeros(2, dtype=torch.float64))
+    squares = torch.tensor([1.0, 4.0, 9.0, 0.01])
+    counted = torch.tensor([True, True, True, False])
+    assert torch.equal(bounded(squares, counted)[:3], bounded(squares[:3]))
 
 
 @pytest.mark.parametrize("outlier", [1e6, 1e15])
@@ -266,6 +276,19 @@ def test_share_in_the_trainer_is_that_of_the_training_set(tiny_data, tmp_path):
     assert by_hand._balance.shares["energy"] == 0.4
 
 
+def test_fixed_atoms_have_no_part_in_the_share(tmp_path):
+    records = [to_data(atoms, i) for i, atoms in enumerate(labelled_molecules(6))]
+    energies = torch.stack([record.energy for record in records]).double()
+    force = torch.cat([record.forces[1:] for record in records]).double().square().mean().sqrt()
+    for record in records:
+        record.fixed[0], record.forces[0] = 1, 1e3
+    for split in ("train", "val", "test"):
+        write_lmdb(tmp_path / f"{split}.lmdb", records)
+    trainer = make_trainer(make_config(tmp_path, tmp_path, piwsl={"auto": True}))
+    expected = float(energies.std(correction=0) / force)
+    assert trainer._balance.shares["energy"] == pytest.approx(min(2, expected), rel=1e-3)
+
+
 # ------------------------------------------------------------------ settings
 
 
@@ -309,6 +332,14 @@ def test_weights_by_hand_are_not_balanced():
     assert settings.eps_max > 0
     assert settings.energy_share == AUTO["energy_share"]
     assert not PIWSLSettings.from_config({"auto": True, "c_pitc": 0.0}).weak
+
+
+@pytest.mark.parametrize(("by_hand", "share"), [({}, 0), ({"energy_share": 0.5}, 0.5)])
+def test_a_share_by_hand_stays_where_the_weak_terms_are_off(by_hand, share):
+    off = PIWSLSettings.from_config({"auto": True, **by_hand}).without_weak_terms()
+    assert not off.weak
+    assert off.energy_share == share
+    assert off.balances == bool(share)
 
 
 @pytest.mark.parametrize("point_loss", ["mse", "mae"])

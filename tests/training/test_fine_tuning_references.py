@@ -92,6 +92,15 @@ def test_every_kind_of_normaliser_counts(tmp_path):
         for record in records:
             kind = record.atomic_numbers.long().numpy()
             assert plain[kind].sum() - shifted[kind].sum() == pytest.approx(1.5, abs=1e-3)
+    splits = config["dataset"]
+    config["dataset"] = [splits[name] for name in ("train", "val", "test")]
+    splits["train"]["transforms"]["element_references"] = {
+        "energy": {"file": str(tmp_path / "to_be_made.npz")}
+    }
+    np.testing.assert_allclose(from_config(config), shifted, atol=1e-6)
+    splits["train"]["transforms"]["normalizer"] = {"fit": {"targets": ["energy"], "batch_size": 4}}
+    with pytest.raises(UserError, match="normalizer has no block 'energy'"):
+        from_config(config)
 
 
 def to_batch(record):

@@ -14,6 +14,7 @@ from conftest import MODELS, labelled_molecules, make_config, make_trainer, to_d
 from fairchem_piwsl.datasets import lmdb_checks
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.data_checks import check_datasets
+from fairchem_piwsl.training.preflight import check_config
 
 
 @pytest.fixture
@@ -145,6 +146,29 @@ def test_model_that_must_not_predict_forces(config):
 def test_normaliser_without_width(config, key, width):
     config["dataset"]["train"]["transforms"]["normalizer"]["energy"] = {"mean": 0.0, key: width}
     assert f"dataset.train.transforms.normalizer.energy.{key} must be a finite number > 0" in error(config)
+
+
+def test_relaxations_need_structures_to_relax(config, tiny_data):
+    config |= {"trainer": "ocp", "mode": "run-relaxations"}
+    with pytest.raises(UserError, match=r"dataset\.relax, which is missing"):
+        check_config(config)
+    config["dataset"]["relax"] = {"src": str(tiny_data / "val.lmdb")}
+    check_config(config)
+
+
+def test_heads_that_return_dictionaries_need_a_property(config):
+    config["model"] = {
+        "name": "hydra", "otf_graph": True, "pass_through_head_outputs": False,
+        "backbone": {
+            "model": "painn_backbone", "hidden_channels": 16, "num_layers": 1, "num_rbf": 8, "cutoff": 5.0,
+            "max_neighbors": 20, "use_pbc": True, "otf_graph": True, "regress_forces": True, "direct_forces": True,
+        },
+        "heads": {"energy": {"module": "painn_energy_head"}, "forces": {"module": "painn_force_head"}},
+    }  # fmt: skip
+    assert "outputs.energy.property is none of the outputs energy of its head" in error(config)
+    for name in ("energy", "forces"):
+        config["outputs"][name]["property"] = name
+    make_trainer(config)
 
 
 def test_unknown_setting(config):

@@ -51,6 +51,20 @@ def test_trainer_ends_a_cosine_with_the_last_step(tiny_data: Path, tmp_path: Pat
     assert "T_max" not in trainer.config["optim"]
 
 
+def test_a_cosine_ends_with_the_run_that_is_prolonged(tiny_data: Path, tmp_path: Path):
+    short = make_trainer(make_config(tiny_data, tmp_path, scheduler="CosineAnnealingLR", max_epochs=2))
+    short.train()
+    path = f"{short.config['cmd']['checkpoint_dir']}/checkpoint.pt"
+    longer = make_trainer(make_config(tiny_data, tmp_path, scheduler="CosineAnnealingLR", max_epochs=4))
+    longer.load_checkpoint(path)
+    assert longer.scheduler.get_lr() == pytest.approx(
+        0.5e-3
+    )  # at half of the way, as if it had been the plan
+    longer.train()
+    assert longer.step == 12
+    assert longer.scheduler.get_lr() == pytest.approx(0.0, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("params", "key"),
     [
