@@ -58,8 +58,7 @@ def gains(results: Results, pattern: str = "*") -> str:
     rows = []
     for (data, model), methods in grouped(results, pattern).items():
         for family in families(methods):
-            best = best_baseline(family)
-            auto = next((name for name in family if name.removeprefix(ENERGIES_ONLY) == "auto"), None)
+            best, auto = best_baseline(family), _auto(family)
             if best is not None and auto is not None:
                 before, after = family[best], family[auto]
                 labels = "energies" if auto.startswith(ENERGIES_ONLY) else "energies, forces"
@@ -99,15 +98,20 @@ def hand_chosen(results: Results, pattern: str = "*") -> str:
 def _auto_against(
     results: Results, pattern: str, rival: Callable[[Mapping[str, list[Run]]], str | None]
 ) -> str:
-    """Two rows for each data set and model: the rival, and `auto` with its changes against that."""
+    """Two rows for each data set, model and kind of labels: the rival, and `auto` with its changes against that."""
     rows = []
     for (data, model), methods in grouped(results, pattern).items():
-        name = rival(methods)
-        if name is not None and "auto" in methods:
-            before, runs = methods[name], methods["auto"]
-            rows.append([data, model, name, *_errors(before, (None, None))])
-            rows.append(["", "", "auto", *_errors(runs, changes(runs, before))])
+        for family in families(methods):
+            name, auto = rival(family), _auto(family)
+            if name is not None and auto is not None:
+                before, runs = family[name], family[auto]
+                rows.append([data, model, name, *_errors(before, (None, None))])
+                rows.append(["", "", auto, *_errors(runs, changes(runs, before))])
     return markdown_table(("data", "model", "method", E, CHANGE, F, CHANGE), rows, left=(0, 1, 2))
+
+
+def _auto(methods: Mapping[str, Any]) -> str | None:
+    return next((name for name in methods if name.removeprefix(ENERGIES_ONLY) == "auto"), None)
 
 
 def further_tests(results: Results, pattern: str = "*") -> str:
@@ -139,10 +143,11 @@ def grid(results: Results, pattern: str = "*") -> str:
     rows, columns = [], _values(results, -1)
     for (data, model), methods in grouped(results, pattern).items():
         lines: dict[tuple[str, ...], dict[float, Run]] = {}
-        for [run, *_] in methods.values():
+        for method, [run, *_] in methods.items():
             if run["settings"]:
                 *keys, last = run["settings"].items()
-                lines.setdefault(tuple(f"{k} {v:g}" for k, v in keys), {})[last[1]] = run
+                labels = ["energies only"] * method.startswith(ENERGIES_ONLY)
+                lines.setdefault((*labels, *(f"{k} {v:g}" for k, v in keys)), {})[last[1]] = run
         for names, cells in lines.items():
             rows.append([data, model, ", ".join(names), *(_pair(cells.get(value)) for value in columns)])
     last_key = next((list(run["settings"])[-1] for run in results["runs"] if run["settings"]), "")
