@@ -43,6 +43,8 @@ def start(arguments: list[str] | None, program: str) -> None:
     check_flags(args)
     if args.trust_checkpoint:
         trust()
+    if args.mode is None:
+        raise UserError("--mode is missing: give train, validate, predict or run-relaxations.")
     if args.mode != "train" and not args.checkpoint:
         raise UserError(f"--mode {args.mode} needs trained weights: add --checkpoint .../best_checkpoint.pt.")
     check_output_folder(args.run_dir, "--run-dir")

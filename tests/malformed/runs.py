@@ -130,4 +130,5 @@ CASES = [
         Case(f"{mode}-nothing", f"main.py --mode {mode} {CONFIG_YML}", ("--checkpoint",), "add", uses=("run_inputs",))
         for mode in ("validate", "predict", "run-relaxations")
     ),
+    Case("no-mode", f"main.py {CONFIG_YML}", ("--mode is missing",), "give train", uses=("run_inputs",)),
 ]  # fmt: skip
