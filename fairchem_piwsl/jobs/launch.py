@@ -1,6 +1,7 @@
 """fairchem's command line with the plugin loaded (`main.py`)."""
 
 import logging
+import os
 import signal
 import sys
 import uuid
@@ -15,6 +16,7 @@ from fairchem_piwsl.files import check_output_folder, errors_as_sentences
 from fairchem_piwsl.jobs.command_line import check_flags, check_slurm, read_arguments
 from fairchem_piwsl.jobs.resuming import check_predictions, check_start, is_finished
 from fairchem_piwsl.jobs.runner import Runner, rank_count, run
+from fairchem_piwsl.jobs.signals import handled
 from fairchem_piwsl.jobs.submission import build_configs, submit
 from fairchem_piwsl.training.checkpoint_files import trust
 from fairchem_piwsl.training.preflight import check_configs
@@ -97,6 +99,8 @@ def run_here(config: dict[str, Any], ranks: int) -> str | None:
         max_restarts=0,
     )
     try:
-        return next(filter(None, elastic_launch(launch, run)(config).values()), None)
+        # torch passes TERM on to the ranks, and dies of USR2
+        with handled(lambda *_: os.kill(os.getpid(), signal.SIGTERM), signal.SIGUSR2):
+            return next(filter(None, elastic_launch(launch, run)(config).values()), None)
     except SignalException:  # the ranks were given half a minute for their checkpoint
         return config["timestamp_id"]

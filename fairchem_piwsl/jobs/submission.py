@@ -58,6 +58,10 @@ def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[subm
     """Send the configs to SLURM, as a job array where there are several."""
     need_commands("--submit", ("sbatch", "srun"), "leave --submit out")
     options = dict(configs[0].get("slurm") or {})
+    if any((config.get("slurm") or {}) != options for config in configs):
+        raise UserError(
+            "the configs differ in their blocks 'slurm', which jobs of one array share: submit them apart."
+        )
     executor = slurm_executor(args.logdir, int(options.pop("max_timeouts", MAX_TIMEOUTS)))
     of_submitit = [name for name in ("setup", "signal_delay_s", "array_parallelism") if name in options]
     own = {name: options.pop(name) for name in of_submitit}
@@ -68,7 +72,7 @@ def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[subm
         "slurm_partition": args.slurm_partition,
         "slurm_qos": args.slurm_qos,
         "slurm_account": args.slurm_account,
-        "cpus_per_task": configs[0]["optim"].get("num_workers", 0) + 1,
+        "cpus_per_task": max(config["optim"].get("num_workers", 0) for config in configs) + 1,
         "tasks_per_node": args.num_gpus,
         "nodes": args.num_nodes,
         "gpus_per_node": None if args.cpu else args.num_gpus,

@@ -37,6 +37,8 @@ from fairchem_piwsl.sweeps.worker_jobs import WorkerJobs, sweep_executor
 Show = Callable[[optuna.Study, Path], None]
 #: how often workers are sent again without a trial being finished in between
 MAX_RESTARTS = 5
+#: in the folder while a start fills it
+CLAIM = "starting"
 #: seconds between two looks at the study
 POLL = 1.0
 #: seconds given to workers after Ctrl-C
@@ -132,10 +134,11 @@ def _refuse_second_start(sweep: Sweep, folder: Path) -> None:
 def _removed_on_error(folder: Path) -> Iterator[None]:
     """Make an empty folder; where the block does not come to its end, all is as before."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(exist_ok=not missing)  # of two starts at the same moment one ends here
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder)
     try:
         yield
+        (folder / CLAIM).unlink()
     except BaseException:
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -143,6 +146,21 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # another sweep has begun in it
                 path.rmdir()
         raise
+
+
+def _claim(folder: Path) -> None:
+    """Of several starts that found the folder empty, let one fill it."""
+    claim = folder / CLAIM
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        others = True
+    else:
+        others = [path for path in folder.iterdir() if path != claim] != []
+        if others:  # a start that has come to its end meanwhile
+            claim.unlink()
+    if others:
+        raise UserError(f"{folder} is taken by another start of a sweep: give another --folder.")
 
 
 def _send_first(study: optuna.Study, folder: Path, sweep: Sweep, executor: str) -> WorkerJobs:

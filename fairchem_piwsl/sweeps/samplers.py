@@ -43,9 +43,11 @@ def make_sampler(sweep: Sweep, draw: int = 0) -> optuna.samplers.BaseSampler:
     if name == "grid":
         options["search_space"] = _grid(sweep)
     elif name == "qmc":  # one sequence shared by all workers, so all need the same seed
-        options = {"seed": sweep.seed, "scramble": True, **options}
+        drawn = optuna.samplers.RandomSampler(seed=sweep.seed + draw)  # entries that not every trial has
+        options = {"seed": sweep.seed, "scramble": True, "independent_sampler": drawn, **options}
     else:
-        options = {"seed": sweep.seed + draw, **options}
+        seed = options.get("seed", sweep.seed)
+        options["seed"] = seed + draw if isinstance(seed, int) else seed
     if name == "tpe":  # running trials count as bad ones: parallel workers look elsewhere
         options = {"constant_liar": True, **options}
     return _build("sampler", name, SAMPLERS[name], options)

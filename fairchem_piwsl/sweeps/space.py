@@ -108,17 +108,24 @@ def parse_space(block: Any) -> tuple[Parameter, ...]:
         raise UserError("space: name at least one dotted key to search, as in 'optim.lr_initial: {...}'.")
     entries: dict[str, Any] = {}
     for key, content in block.items():
+        if not isinstance(key, str):
+            raise UserError(f"space: {key!r} is no dotted key; name an entry of the config.")
         if not isinstance(content, Mapping):
             raise UserError(f"space.{key} must be a block such as {{type: float, low: 0.1, high: 1}}.")
         kind = content.get("type")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise UserError(f"space.{key}: type must be one of {', '.join(KINDS)}, not {kind!r}.")
         entries[key] = checked(KINDS[kind], content, f"space.{key}")
-        for parent in entries[key].when:
+        for parent, allowed in entries[key].when.items():
             if parent not in list(entries)[:-1]:
                 raise UserError(
                     f"space.{key}: when names '{parent}', which must stand above it in the search space."
                 )
+            for value in allowed:
+                if not contains(entries[parent].distribution(), value):
+                    raise UserError(
+                        f"space.{key}: when asks for {value!r}, which '{parent}' never is; correct it."
+                    )
     return tuple(Parameter(key, entry.distribution(), entry.when) for key, entry in entries.items())
 
 
@@ -164,7 +171,11 @@ def ends(distribution: BaseDistribution) -> list[Any]:
 def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Whether a value can be drawn from the distribution."""
     if isinstance(distribution, CategoricalDistribution):
-        return any(value == choice and type(value) is type(choice) for choice in distribution.choices)
+        # 0 is 0.0, but false is neither
+        return any(
+            value == choice and isinstance(value, bool) == isinstance(choice, bool)
+            for choice in distribution.choices
+        )
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     assert isinstance(distribution, FloatDistribution | IntDistribution)

@@ -6,6 +6,7 @@ or was preempted is closed as failed, with its reason, and a new waiting trial w
 slot; it continues the same run from its last checkpoint.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,14 +65,20 @@ def create_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
             f"study '{sweep.study}' exists already: continue it with `piwsl sweep resume`, or change 'study'."
         ) from None
     study.set_user_attr("space", fingerprint(sweep.space))
-    study.set_user_attr("metrics", list(sweep.objective.metrics))
+    study.set_user_attr("objective", sweep.objective.model_dump(mode="json"))
     if sweep.base_first and sweep.sampler["name"] != "grid":
         # so that the best trial is never worse than the settings one came with
+        own = base_values(sweep)
+        outside = [p.key for p in sweep.space if p.key not in own and not p.when]
+        if outside:
+            logging.warning(
+                f"the base config's {', '.join(outside)} is outside of the search space, so that no trial has its settings"
+            )
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,
-                user_attrs={SLOT: 0, BASE: True},
-                system_attrs={"fixed_params": base_values(sweep)},
+                user_attrs={SLOT: 0} if outside else {SLOT: 0, BASE: True},
+                system_attrs={"fixed_params": own},
             )
         )
     add_slots(study, sweep.trials)
@@ -94,7 +101,9 @@ def check_same_space(study: optuna.Study, sweep: Sweep) -> None:
                 f"study '{sweep.study}' has another search space: '{key}' differs; "
                 "change 'study' in the sweep file to begin a new one."
             )
-    if [d.name.lower() for d in study.directions] != sweep.objective.directions:
+    objective = sweep.objective.model_dump(mode="json")
+    same = study.user_attrs.get("objective", objective) == objective
+    if not same or [d.name.lower() for d in study.directions] != sweep.objective.directions:
         raise UserError(f"study '{sweep.study}' has other objectives; change 'study' to begin a new one.")
 
 
@@ -112,6 +121,8 @@ def claim(sweep: Sweep, study: optuna.Study, storage: BaseStorage, worker: str) 
     The sampler's seed follows from the slot: no two workers draw the same, and a sweep can be repeated.
     """
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if SLOT not in frozen.user_attrs:  # added by somebody else
+            continue
         try:
             mine = storage.set_trial_state_values(frozen._trial_id, state=TrialState.RUNNING)
         except UpdateFinishedTrialError:
@@ -162,7 +173,8 @@ def retry_dead(
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         # between its claim and its worker's name a trial is known by its number
-        if observer.is_dead(trial.user_attrs.get(WORKER, f"of trial {trial.number}"))
+        if SLOT in trial.user_attrs
+        and observer.is_dead(trial.user_attrs.get(WORKER, f"of trial {trial.number}"))
     ]
     if not dead and not missing_retries(study):
         return []
@@ -185,7 +197,9 @@ def missing_retries(study: optuna.Study) -> list[FrozenTrial]:
     return [
         trial
         for trial in trials
-        if trial.state == TrialState.FAIL and trial.user_attrs.get(RETRY) and trial.number not in retried
+        if trial.state == TrialState.FAIL
+        and {SLOT, RETRY} <= trial.user_attrs.keys()
+        and trial.number not in retried
     ]
 
 
@@ -194,7 +208,7 @@ def add_missing_retries(study: optuna.Study) -> None:
     for trial in missing_retries(study):
         attributes = {SLOT: trial.user_attrs[SLOT], "retry_of": trial.number}
         attributes |= {name: trial.user_attrs[name] for name in (DEATHS, BASE) if name in trial.user_attrs}
-        fixed = trial.params or trial.system_attrs.get("fixed_params", {})
+        fixed = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,

@@ -58,6 +58,7 @@ def resume(
     """Go on with a sweep that was stopped or lost its launcher, or give it more trials."""
     from fairchem_piwsl.sweeps.launcher import resume as resume_sweep
 
+    folder = folder.absolute()  # a trial in this process moves to the folder of its start
     with _live(detach) as show:
         resume_sweep(folder, executor, workers, trials, detach, show)
     _print_summary(folder, detach)

@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 from matplotlib.figure import Figure
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from fairchem_piwsl.files import check_output_folder
@@ -125,7 +126,10 @@ def importances(study: optuna.Study, index: int = 0) -> dict[str, float]:
     done = completed(study)
     if len(done) < 4:
         return {}
-    target = None if len(study.directions) == 1 else (lambda trial: trial.values[index])
+    sign = (
+        -1 if study.directions[index] == StudyDirection.MAXIMIZE else 1
+    )  # the lowest targets are the best ones
+    target = None if len(study.directions) == 1 else (lambda trial: sign * trial.values[index])
     evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, 2 / len(done)))
     try:
         return get_param_importances(study, evaluator=evaluator, target=target)

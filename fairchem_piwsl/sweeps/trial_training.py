@@ -56,12 +56,13 @@ class Reporter:
             self._ask_to_stop()
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of a validation after `step` training steps."""
+        """Take the metrics of a validation after `step` training steps; numbers of numpy and torch as well."""
+        step, metrics = int(step), {name: float(value) for name, value in metrics.items()}
         self.steps = max(self.steps, step)
-        self.history[step] = dict(metrics)
+        self.history[step] = metrics
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "metrics": dict(metrics)}) + "\n")
+            file.write(json.dumps({"step": step, "metrics": metrics}) + "\n")
         for name in self.objective.metrics:
             if name not in metrics:
                 raise RuntimeError(f"the validation reports no '{name}', only {', '.join(sorted(metrics))}")

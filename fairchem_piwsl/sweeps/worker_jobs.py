@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,15 @@ class WorkerJobs:
             with handled(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP):
                 sent = [self._local(gpus, worker.index).submit(worker) for worker in workers]
         self.jobs += sent
-        launch.update(executor=self.executor, jobs=launch["jobs"] + [str(job.job_id) for job in sent])
+        ids = [str(job.job_id) for job in sent]
+        in_slurm = slurm_ids(launch) + (ids if self.executor == "slurm" else [])
+        launch.update(executor=self.executor, jobs=launch["jobs"] + ids, slurm=in_slurm)
         write_json(self.folder / LAUNCH, launch)
 
     def _local(self, gpus: list[int], index: int) -> submitit.LocalExecutor:
         """A process of its own per worker; the GPUs of this machine go round."""
         executor = submitit.LocalExecutor(folder=self.folder / "jobs" / "%j")
-        executor.update_parameters(timeout_min=self.sweep.job.timeout_min or FOREVER)
+        executor.update_parameters(timeout_min=FOREVER)
         if gpus:
             executor.update_parameters(gpus_per_node=1, visible_gpus=(gpus[index % len(gpus)],))
         return executor
@@ -78,7 +81,7 @@ class WorkerJobs:
     def number_alive(self) -> int:
         """Workers that run or wait in the queue, those of earlier launchers included."""
         if self.executor == "slurm":
-            return len(queued(read_launch(self.folder)["jobs"]))
+            return len(queued(slurm_ids(read_launch(self.folder))))
         own = {str(job.job_id) for job in self.jobs}
         others = [
             worker
@@ -90,14 +93,22 @@ class WorkerJobs:
     def stop(self, seconds: float) -> None:
         """Have all workers hand their trials back; SLURM cancels those that have not ended after this time."""
         (self.folder / STOP).write_text("", encoding="utf-8")
-        jobs = read_launch(self.folder)["jobs"]
-        if self.executor == "slurm" and jobs:
+        jobs = slurm_ids(read_launch(self.folder)) if self.executor == "slurm" else []
+        if jobs:
             subprocess.run(["scancel", "--quiet", "--state=PENDING", *jobs], check=False)
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.number_alive():
             time.sleep(0.5)
-        if self.executor == "slurm" and jobs:
+        if jobs:
             subprocess.run(["scancel", "--quiet", *jobs], check=False)
+
+
+def slurm_ids(launch: Mapping[str, Any]) -> list[str]:
+    """Workers that SLURM has; not processes of this machine, whose numbers may be those of other jobs."""
+    before = (
+        launch["jobs"] if launch.get("executor") == "slurm" else []
+    )  # in folders from before they were kept apart
+    return launch.get("slurm", before)
 
 
 def sweep_executor(folder: Path, sweep: Sweep) -> submitit.AutoExecutor:

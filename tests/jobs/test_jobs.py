@@ -21,6 +21,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs import launch, runner
 from fairchem_piwsl.jobs.command_line import read_arguments
 from fairchem_piwsl.jobs.runner import join_ranks, prepare, rank_count
+from fairchem_piwsl.jobs.signals import handled
 from fairchem_piwsl.jobs.slurm import job_id, python_ignoring_usr2
 from fairchem_piwsl.jobs.submission import build_configs, submit
 
@@ -225,6 +226,24 @@ def test_two_ranks_train_like_one_and_stop_together(tmp_path: Path) -> None:
     for name, value in states["two"].items():
         assert torch.equal(value, states["interrupted"][name])
         torch.testing.assert_close(value, states["one"][name], rtol=1e-4, atol=1e-6)
+
+
+def test_usr2_to_the_process_that_waits_for_its_ranks_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's launcher passes TERM on to the ranks; USR2 alone would end it, and the ranks without a checkpoint."""
+
+    def elastic_launch(*_: Any) -> Any:
+        def wait(_: Any) -> Any:
+            with handled(torch_launcher, signal.SIGTERM):
+                os.kill(os.getpid(), signal.SIGUSR2)
+                time.sleep(5)
+
+        return wait
+
+    def torch_launcher(number: int, frame: Any) -> None:
+        raise launch.SignalException("passed on", signal.SIGTERM)
+
+    monkeypatch.setattr(launch, "elastic_launch", elastic_launch)
+    assert launch.run_here({"optim": {}, "timestamp_id": "name", "identifier": ""}, 2) == "name"
 
 
 def load(folder: Path, run: str) -> dict[str, Any]:

@@ -71,6 +71,18 @@ def test_base_values_as_far_as_the_space_holds_them() -> None:
     }
     values = base_values(parse(space=space))
     assert values == {"optim.lr_initial": 0.1, "optim.optimizer": "AdamW", "optim.piwsl.eps_max": 0.01}
+    whole = {"optim.piwsl.c_pisc": {"type": "categorical", "choices": [0, 1, 10]}}  # the default is 0.0
+    assert base_values(parse(space=whole)) == {"optim.piwsl.c_pisc": 0.0}
+    truth = {"optim.piwsl.c_pisc": {"type": "categorical", "choices": [False, True]}}
+    assert base_values(parse(space=truth)) == {}
+
+
+def test_a_condition_that_never_holds_is_refused() -> None:
+    kind = {"type": "categorical", "choices": ["a", "b"]}
+    with pytest.raises(UserError, match=r"space\.x: when asks for 'c', which 'kind' never is"):
+        parse(space={"kind": kind, "x": {**FLOAT, "when": {"kind": ["a", "c"]}}})
+    with pytest.raises(UserError, match="space: 1 is no dotted key"):
+        parse(space={1: FLOAT})
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps import heartbeat
 from fairchem_piwsl.sweeps.heartbeat import Heartbeat, Observer
+from fairchem_piwsl.sweeps.launcher import _removed_on_error
 from fairchem_piwsl.sweeps.storage import JOURNAL, cut_torn_line, open_storage
 from fairchem_piwsl.sweeps.study import (
     add_slots,
@@ -210,6 +211,41 @@ def test_existing_study_and_other_space(tmp_path: Path) -> None:
         create_study(other, storage)
     with pytest.raises(UserError, match="other objectives"):
         create_study(make_sweep(objective={"metric": "error", "direction": "maximize"}), storage)
+    with pytest.raises(UserError, match="other objectives"):
+        create_study(make_sweep(objective="other"), storage)
+
+
+def test_a_trial_that_is_added_with_optuna_is_left_alone(tmp_path: Path) -> None:
+    sweep, storage = make_sweep(trials=1), open_storage("journal", tmp_path)
+    study = create_study(sweep, storage)
+    study.enqueue_trial({"optim.lr_initial": 0.31})
+    [trial, nothing] = [claim(sweep, study, storage, "w") for _ in range(2)]
+    assert trial is not None
+    assert nothing is None
+    storage.set_trial_state_values(study.trials[1]._trial_id, state=TrialState.RUNNING)
+    observer = Observer(tmp_path, grace=-1.0)
+    assert retry_dead(study, storage, tmp_path, observer, retries=1) == [trial.number]
+
+
+@pytest.mark.parametrize("name", ["random", "tpe"])
+def test_a_sampler_with_a_seed_draws_other_values_for_each_trial(name: str, tmp_path: Path) -> None:
+    sweep = make_sweep(trials=4, sampler={"name": name, "seed": 1}, base_first=False)
+    storage = open_storage("journal", tmp_path)
+    study = create_study(sweep, storage)
+    trials = [claim(sweep, study, storage, "w") for _ in range(4)]
+    values = {trial.suggest_float("optim.lr_initial", 0.0, 1.0) for trial in trials if trial is not None}
+    assert len(values) == 4
+
+
+def test_two_starts_at_the_same_moment_do_not_take_the_folder_from_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "sweep"
+    with _removed_on_error(folder):
+        with pytest.raises(UserError, match="another --folder"), _removed_on_error(folder):
+            raise AssertionError("never begun")
+        (folder / "journal.log").touch()
+    with pytest.raises(UserError, match="another --folder"), _removed_on_error(folder):
+        raise AssertionError("never begun")
+    assert [path.name for path in folder.iterdir()] == ["journal.log"]
 
 
 def test_more_slots(tmp_path: Path) -> None:
