@@ -164,7 +164,7 @@ def with_data(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     path = folder / "dataset.yml"
     block = read_yaml(path, "the data set's").get("dataset") if path.is_file() else None
-    if block is None:
+    if not isinstance(get_value(block, "train.src"), str):
         raise UserError(
             f"--data {folder} has no {path.name} of `piwsl prepare`: give the folder of its --out."
         )

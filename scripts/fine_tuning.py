@@ -29,7 +29,7 @@ from fairchem_piwsl.config import load_config, read_yaml
 from fairchem_piwsl.datasets.element_references import write_references
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import errors_as_sentences, whole_file
+from fairchem_piwsl.files import errors_as_sentences
 from fairchem_piwsl.models.mace_files import export, import_mace
 from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.sweeps.folder import write_yaml
@@ -214,8 +214,7 @@ def fine_tuning_config(
     config["model"] = start.get("model", config["model"])
     config["optim"] |= start.get("optim", {})
     if not references.exists():
-        with whole_file(references) as file:
-            write_references(file, from_config(config))
+        write_references(references, from_config(config))
     return written(config, experiment.out / "configs" / f"{name}_{size}_seed{seed}.yml")
 
 

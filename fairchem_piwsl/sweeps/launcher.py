@@ -151,16 +151,14 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
 def _claim(folder: Path) -> None:
     """Of several starts that found the folder empty, let one fill it."""
     claim = folder / CLAIM
+    taken = UserError(f"{folder} is taken by another start of a sweep: give another --folder.")
     try:
         claim.touch(exist_ok=False)
     except FileExistsError:
-        others = True
-    else:
-        others = [path for path in folder.iterdir() if path != claim] != []
-        if others:  # a start that has come to its end meanwhile
-            claim.unlink()
-    if others:
-        raise UserError(f"{folder} is taken by another start of a sweep: give another --folder.")
+        raise taken from None
+    if list(folder.iterdir()) != [claim]:  # of a start that has come to its end meanwhile
+        claim.unlink()
+        raise taken
 
 
 def _send_first(study: optuna.Study, folder: Path, sweep: Sweep, executor: str) -> WorkerJobs:

@@ -126,9 +126,8 @@ def importances(study: optuna.Study, index: int = 0) -> dict[str, float]:
     done = completed(study)
     if len(done) < 4:
         return {}
-    sign = (
-        -1 if study.directions[index] == StudyDirection.MAXIMIZE else 1
-    )  # the lowest targets are the best ones
+    # the evaluator takes the lowest targets for the best ones
+    sign = -1 if study.directions[index] == StudyDirection.MAXIMIZE else 1
     target = None if len(study.directions) == 1 else (lambda trial: sign * trial.values[index])
     evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, 2 / len(done)))
     try:

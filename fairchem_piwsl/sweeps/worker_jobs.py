@@ -105,9 +105,8 @@ class WorkerJobs:
 
 def slurm_ids(launch: Mapping[str, Any]) -> list[str]:
     """Workers that SLURM has; not processes of this machine, whose numbers may be those of other jobs."""
-    before = (
-        launch["jobs"] if launch.get("executor") == "slurm" else []
-    )  # in folders from before they were kept apart
+    # folders from before they were kept apart have one list
+    before = launch["jobs"] if launch.get("executor") == "slurm" else []
     return launch.get("slurm", before)
 
 
