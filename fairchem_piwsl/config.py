@@ -169,8 +169,9 @@ def with_data(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             f"--data {folder} has no {path.name} of `piwsl prepare`: give the folder of its --out."
         )
     result = {**config, "dataset": moved(block, data_folder({"dataset": block}), folder)}
-    unit = {"optim.piwsl.energy_unit": "eV"}
-    return with_values(result, unit) if get_value(config, *unit) else result
+    if get_value(config, "optim.piwsl.energy_unit"):
+        result = with_values(result, {"optim.piwsl.energy_unit": "eV"})
+    return result
 
 
 def data_folder(config: Mapping[str, Any]) -> Path:

@@ -66,5 +66,4 @@ def write_references(path: Path, references: np.ndarray) -> None:
 
 def write_normalizer(path: Path, rmsd: float) -> None:
     """`dataset.train.transforms.normalizer.<target>.file` for upstream: mean 0 and the given scale."""
-    with whole_file(path) as file:
-        np.savez(file, mean=0.0, rmsd=rmsd if np.isfinite(rmsd) and rmsd > 0 else 1.0)
+    np.savez(path, mean=0.0, rmsd=rmsd if np.isfinite(rmsd) and rmsd > 0 else 1.0)

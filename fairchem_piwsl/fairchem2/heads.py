@@ -22,6 +22,12 @@ def of_own_task(
     return result
 
 
+def as_after_forward(batch: AtomicData) -> AtomicData:
+    """`batch` with what a model puts on its argument, where losses and element references read it."""
+    batch.atomic_numbers_full, batch.batch_full = batch.atomic_numbers, batch.batch
+    return batch
+
+
 def have_both(tasks: Sequence[Task], batch: AtomicData) -> Tensor:
     """Which structures [B] belong to a data set whose energy and forces are predicted."""
     with_head = lambda kind: {name for task in tasks if task.property == kind for name in task.datasets}

@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-import torch
 from fairchem.core.datasets.atomic_data import AtomicData
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from fairchem_piwsl.fairchem2 import heads
 from fairchem_piwsl.fairchem2.stacked_data import stack
 from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.training.energy_gradient import energy_is_differentiable
+from fairchem_piwsl.training.random_states import random_state, set_random_state
 
 BLOCK = "runner.callbacks: PIWSLCallback"
 
@@ -80,14 +80,13 @@ def has_gradient(unit: Any, batch: AtomicData) -> bool:
     def energy(pos: Tensor) -> Tensor:
         return heads.prediction(unit.tasks, model(stack(batch, [pos], None)), batch, 1.0).energy
 
-    devices = [batch.pos.device] if batch.pos.device.type == "cuda" else []
+    state = random_state()  # models may draw here, which training must not see
     try:
         model.eval()
-        with torch.random.fork_rng(devices):  # models may draw here, which training must not see
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            return energy_is_differentiable(energy, batch.pos, parameters)
+        return energy_is_differentiable(energy, batch.pos, [p for p in model.parameters() if p.requires_grad])
     finally:
         model.train(training)
+        set_random_state(state)
 
 
 def inner_model(model: nn.Module) -> Any:

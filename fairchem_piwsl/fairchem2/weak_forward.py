@@ -44,8 +44,7 @@ class WeakForward:
     def _forward(self, model: Any, plain: Callable, batch: AtomicData) -> dict[str, Any]:
         """Outputs at A, and each weak term as the prediction of a task of its own."""
         s = self.settings
-        # what a model puts on its argument, and the loss reads there
-        batch.atomic_numbers_full, batch.batch_full = batch.atomic_numbers, batch.batch
+        heads.as_after_forward(batch)
         points = ["A"] + ["C"] * s.needs_c + ["B"] * s.needs_b
         with ExitStack() as undo:
             lent = model_list(model.backbone, batch) if s.share_graph else None

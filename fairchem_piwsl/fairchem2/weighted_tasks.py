@@ -92,9 +92,7 @@ def balance_of(settings: PIWSLSettings, tasks: Sequence[Task], state: Any) -> Gr
 def training_structures(state: Any, most: int = SAMPLE) -> AtomicData:
     """Up to `most` of the training structures, spread evenly, as one batch."""
     loader, data = state.train_state.dataloader, state.train_state.dataloader.dataset
-    batch = loader.collate_fn([data[i] for i in evenly(len(data), most)])
-    # what a model puts on its argument, and element references read there
-    batch.atomic_numbers_full, batch.batch_full = batch.atomic_numbers, batch.batch
+    batch = heads.as_after_forward(loader.collate_fn([data[i] for i in evenly(len(data), most)]))
     return batch.to(distutils.get_device_for_local_rank())
 
 

@@ -109,7 +109,7 @@ def check_same_space(study: optuna.Study, sweep: Sweep) -> None:
 
 def add_slots(study: optuna.Study, total: int) -> int:
     """Add waiting trials until the study has `total` slots; returns the number added."""
-    used = {trial.user_attrs[SLOT] for trial in study.get_trials(deepcopy=False) if SLOT in trial.user_attrs}
+    used = {trial.user_attrs[SLOT] for trial in own_trials(study)}
     for slot in range(len(used), total):
         study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={SLOT: slot}))
     return max(0, total - len(used))
@@ -120,9 +120,7 @@ def claim(sweep: Sweep, study: optuna.Study, storage: BaseStorage, worker: str) 
 
     The sampler's seed follows from the slot: no two workers draw the same, and a sweep can be repeated.
     """
-    for frozen in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        if SLOT not in frozen.user_attrs:  # added by somebody else
-            continue
+    for frozen in own_trials(study, TrialState.WAITING):
         try:
             mine = storage.set_trial_state_values(frozen._trial_id, state=TrialState.RUNNING)
         except UpdateFinishedTrialError:
@@ -171,10 +169,9 @@ def retry_dead(
     """
     dead = [
         trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in own_trials(study, TrialState.RUNNING)
         # between its claim and its worker's name a trial is known by its number
-        if SLOT in trial.user_attrs
-        and observer.is_dead(trial.user_attrs.get(WORKER, f"of trial {trial.number}"))
+        if observer.is_dead(trial.user_attrs.get(WORKER, f"of trial {trial.number}"))
     ]
     if not dead and not missing_retries(study):
         return []
@@ -192,14 +189,12 @@ def retry_dead(
 
 def missing_retries(study: optuna.Study) -> list[FrozenTrial]:
     """Trials to be retried whose retry is not in the study yet."""
-    trials = study.get_trials(deepcopy=False)
+    trials = own_trials(study)
     retried = {trial.user_attrs["retry_of"] for trial in trials if "retry_of" in trial.user_attrs}
     return [
         trial
         for trial in trials
-        if trial.state == TrialState.FAIL
-        and {SLOT, RETRY} <= trial.user_attrs.keys()
-        and trial.number not in retried
+        if trial.state == TrialState.FAIL and trial.user_attrs.get(RETRY) and trial.number not in retried
     ]
 
 
@@ -220,10 +215,15 @@ def add_missing_retries(study: optuna.Study) -> None:
         )
 
 
+def own_trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    """The sweep's trials, in some states or in any; others were added with Optuna."""
+    trials = study.get_trials(deepcopy=False, states=states or None)
+    return [trial for trial in trials if SLOT in trial.user_attrs]
+
+
 def slots(study: optuna.Study) -> dict[int, FrozenTrial]:
     """The latest trial of every slot: what became of each of the sweep's trials."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if SLOT in trial.user_attrs]
-    latest = {trial.user_attrs[SLOT]: trial for trial in trials}
+    latest = {trial.user_attrs[SLOT]: trial for trial in own_trials(study)}
     return dict(sorted(latest.items()))
 
 

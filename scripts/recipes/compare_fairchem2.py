@@ -76,13 +76,10 @@ def train(config: Path, overrides: Sequence[str], folder: Path, label: str) -> f
     write_json(noted, settings)
     if finished.exists():
         return read_json(finished)["train_seconds"]
-    # written last: a folder without it was left half way
-    interrupted = sorted(folder.glob("run/checkpoints/step_*/.metadata"), key=_step)
-    start = (
-        ["-c", str(interrupted[-1].with_name("resume.yaml"))]
-        if interrupted
-        else ["-c", str(config), *overrides]
-    )
+    # `.metadata` is written last: a folder without it was left half way
+    whole = folder.glob("run/checkpoints/step_*/.metadata")
+    interrupted = sorted((path.with_name("resume.yaml") for path in whole), key=_step)
+    start = ["-c", str(interrupted[-1])] if interrupted else ["-c", str(config), *overrides]
     earlier = read_json(spent)["train_seconds"] if interrupted and spent.exists() else 0.0
     command = [str(Path(sys.executable).with_name("fairchem")), *start]
     print(f"{label}: training{' goes on' if interrupted else ''}", flush=True)
@@ -118,5 +115,5 @@ def learning_curve(run: Result, metric: str) -> tuple[list[int], list[float]]:
     return steps, values
 
 
-def _step(metadata: Path) -> int:
-    return int(metadata.parent.name.removeprefix("step_"))
+def _step(resume: Path) -> int:
+    return int(resume.parent.name.removeprefix("step_"))
