@@ -21,9 +21,9 @@ from fairchem_piwsl.dynamics import stability
 from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settings
 from fairchem_piwsl.dynamics.simulation import MDSettings, check_positive, criterion_for, simulate
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import file_name, write_result
+from fairchem_piwsl.files import as_json, file_name, write_result
 from fairchem_piwsl.report import figures
-from fairchem_piwsl.structures import as_molecule, is_isolated
+from fairchem_piwsl.structures import STATES, as_molecule, is_isolated
 
 BIN = 0.05  # Angstrom, of the distribution of distances
 #: a function of seed, step, temperature in K, steps/s
@@ -77,11 +77,12 @@ def run_md(
     trial.calc = engine()
     trial.get_forces()  # a model that cannot do this structure at all says so here, before anything is written
     check_settings(folder, _fingerprint(atoms, settings, identity, criteria[0]))
+    windows = 2 if isinstance(criteria[0], stability.RdfCriterion) and not reference else 1
     runs = []
     for seed, criterion in enumerate(criteria, first_seed):
         place, tell = folder / f"seed_{seed}", partial(report, seed)
         progress = simulate(atoms, engine(), settings, steps, seed, place, criterion, tell)
-        runs.append(_describe(seed, progress, place, settings, len(atoms)))
+        runs.append(_describe(seed, progress, place, settings, len(atoms), windows))
     result = {
         "command": "md",
         "model": name,
@@ -90,7 +91,7 @@ def run_md(
         "structure": str(structure),
         "formula": atoms.get_chemical_formula(mode="hill"),
         "settings": asdict(settings),
-        "length": steps * settings.timestep * 1e-3,
+        "length": max([steps, *(run["steps"] for run in runs)]) * settings.timestep * 1e-3,
         "criterion": {
             "name": criteria[0].name,
             "threshold": criteria[0].threshold,
@@ -154,6 +155,10 @@ def _reference_frames(path: str | Path | None, atoms: Atoms) -> list[Atoms]:
         raise UserError(
             f"{path}: --reference-trajectory must hold the atoms of --structure, in the same order."
         )
+    if atoms.pbc.any() and not all(frame.pbc.any() for frame in frames):
+        raise UserError(
+            f"{path}: --reference-trajectory has no cell, but --structure has; give frames with their cell."
+        )
     return frames
 
 
@@ -187,6 +192,11 @@ def _fingerprint(
         **asdict(settings),
         "formula": atoms.get_chemical_formula(mode="hill"),
         "start": _digest(atoms.positions),
+        "elements": _digest(atoms.numbers),
+        "masses": _digest(atoms.get_masses()),
+        "cell": _digest(np.vstack([atoms.cell, atoms.pbc])),
+        "constraints": _digest(np.array(as_json([constraint.todict() for constraint in atoms.constraints]))),
+        **{key: atoms.info.get(key) for key in STATES},
         "model": identity,
         **{f"failure {key}": value for key, value in criterion.settings().items()},
         "failure reference": _digest(criterion.expected),
@@ -200,12 +210,14 @@ def _digest(values: np.ndarray | None) -> str | None:
 
 
 def _describe(
-    seed: int, progress: Progress, folder: Path, settings: MDSettings, n_atoms: int
+    seed: int, progress: Progress, folder: Path, settings: MDSettings, n_atoms: int, windows: int
 ) -> dict[str, Any]:
+    """One run in numbers. With fewer than `windows` departures nothing could fail, which its reason says."""
     table = RunFolder(folder).table()
     good = np.isfinite(table["total"])
     if progress.failure_step is not None:
         good &= table["step"] < progress.failure_step
+    is_judged = np.isfinite(table["departure"]).sum() >= windows
     time, total = table["time_ps"][good], table["total"][good]
     simulated = progress.step * settings.timestep * 1e-3
     is_nve = settings.ensemble == "nve"
@@ -214,7 +226,7 @@ def _describe(
         "steps": progress.step,
         "time": simulated,
         "failed": progress.failure_step is not None,
-        "reason": progress.reason,
+        "reason": progress.reason or ("" if is_judged else "not judged: too short for --rdf-window"),
         "drift": stability.energy_drift(time, total, n_atoms) if is_nve else None,
         "energy_std": float(total.std()) * 1000 / n_atoms if is_nve and len(total) else None,
         "temperature": float(table["temperature"][good].mean()) if good.any() else None,
@@ -274,13 +286,14 @@ def plot_md(result: dict[str, Any], folders: Sequence[Path], n_atoms: int, path:
         heat.set(ylabel="temperature (K)")
         for axes, level in ((heat, result["settings"]["temperature"]), (bond, criterion["threshold"])):
             axes.axhline(level, color=figures.REFERENCE, linewidth=0.8, linestyle="--")
-        departure = f"{criterion['name']}, departure ({criterion['unit']})"
+        departure = f"{criterion['name']},\ndeparture ({criterion['unit']})"
         bond.set(ylabel=departure, ylim=(0, 1.6 * criterion["threshold"]))
         for axes in (energy, heat, bond):
             axes.set_xlabel("time (ps); dotted: failure")
             axes.locator_params(axis="x", nbins=6)
             _limit(axes)
-        energy.legend(ncols=2)
+        if len(folders) <= 10:  # more would cover the panel
+            energy.legend(ncols=2)
         h.plot(distances["r"], distances["h"], color=figures.colour(0), label=result["model"])
         if distances["reference"] is not None:
             label = f"reference; integral of |difference| {distances['mae']:.3g}"

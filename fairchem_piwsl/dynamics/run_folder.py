@@ -32,7 +32,7 @@ class RunFolder:
     """Files of one run: `trajectory.traj`, `log.csv`, `state.npz`.
 
     A record appends a frame and a log line, and then replaces the state in one rename. What a killed process
-    appended after its last state is cut off when the run continues.
+    appended after its last state, or before its first, is cut off when the run continues.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,10 +41,8 @@ class RunFolder:
         self.log = path / "log.csv"
         self.state = path / "state.npz"
 
-    def record(
-        self, atoms: Atoms, random: np.random.Generator, progress: Progress, row: dict[str, float]
-    ) -> None:
-        """Append a frame and a log line, then save the exact state."""
+    def append(self, atoms: Atoms, progress: Progress, row: dict[str, float]) -> None:
+        """Append a frame and a log line, which belong to the run once `save` has saved its state."""
         self.path.mkdir(parents=True, exist_ok=True)
         with Trajectory(str(self.trajectory), mode="a") as trajectory:
             trajectory.write(atoms)
@@ -55,6 +53,9 @@ class RunFolder:
                 writer.writerow(COLUMNS)
             writer.writerow([repr(row[column]) for column in COLUMNS])
         progress.frames += 1
+
+    def save(self, atoms: Atoms, random: np.random.Generator, progress: Progress) -> None:
+        """Replace the exact state."""
         with whole_file(self.state) as file:
             np.savez(
                 file,
@@ -67,6 +68,7 @@ class RunFolder:
     def restore(self, atoms: Atoms, random: np.random.Generator) -> Progress:
         """Put `atoms` and `random` back to the last state, and cut files to it; an empty folder starts at 0."""
         if not self.state.exists():
+            self._clear()
             return Progress()
         try:
             with np.load(self.state) as state:
@@ -81,11 +83,11 @@ class RunFolder:
         self._cut(progress.frames)
         return progress
 
-    def frames(self, start: int = 0) -> list[Atoms]:
-        """The recorded frames from number `start` on."""
+    def frames(self) -> list[Atoms]:
+        """The recorded frames."""
         try:
             with Trajectory(str(self.trajectory)) as trajectory:
-                return [trajectory[i] for i in range(start, len(trajectory))]
+                return list(trajectory)
         except Exception as error:  # ASE's reader raises many kinds on a damaged file
             raise UserError(
                 f"{self.trajectory}: truncated or damaged ({error!r}); move the folder away to start again."
@@ -102,9 +104,21 @@ class RunFolder:
                 f"{self.log}: truncated or damaged ({error!r}); move the folder away to start again."
             ) from None
 
+    def _clear(self) -> None:
+        """Remove a first record, which a start left that ended before its state; refuse to remove more."""
+        frames = len(self.frames()) if self.trajectory.exists() else 0
+        if max(frames, len(self._lines()) - 1) > 1:
+            raise UserError(
+                f"{self.path}: holds a run without {self.state.name}; move the folder away to start again."
+            )
+        self.trajectory.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
+
+    def _lines(self) -> list[str]:
+        return self.log.read_text(encoding="utf-8").splitlines(keepends=True) if self.log.exists() else []
+
     def _cut(self, frames: int) -> None:
-        stored = self.frames()
-        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True) if self.log.exists() else []
+        stored, lines = self.frames(), self._lines()
         if len(stored) < frames or len(lines) < frames + 1:
             raise UserError(
                 f"{self.path}: its trajectory or log is truncated ({len(stored)} of {frames} frames); "

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
 from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder
@@ -58,9 +58,14 @@ def simulate(
     """Run, or continue, dynamics of a copy of `atoms` up to `steps` or failure; all records are in `folder`.
 
     report(step, temperature in K, speed in steps/s) is called at every record. Velocities come from `seed`;
-    Langevin's noise follows in the same stream of random numbers, whose state is saved with every record.
+    Langevin's noise follows in the same stream of random numbers, whose state is saved with every record. A
+    last step between two records saves the state alone: extended runs have the records of uninterrupted ones.
     """
     atoms = atoms.copy()
+    rigid = rigid_motions(atoms)
+    modes = atoms.get_number_of_degrees_of_freedom()
+    if settings.ensemble == "nve":  # Langevin's noise moves and turns the whole as well
+        modes -= len(rigid)
     random = np.random.default_rng(seed)
     files = RunFolder(folder)
     progress = files.restore(atoms, random)
@@ -68,8 +73,9 @@ def simulate(
     if progress.failure_step is not None or progress.step >= steps:
         return progress
     if progress.frames == 0:
-        _thermalise(atoms, settings.temperature, random)
-        files.record(atoms, random, progress, _row(atoms, 0, settings, _departure(criterion, atoms)))
+        thermalise(atoms, settings.temperature, random, rigid)
+        files.append(atoms, progress, _row(atoms, 0, settings, _departure(criterion, atoms), modes))
+        files.save(atoms, random, progress)
     elif isinstance(criterion, RdfCriterion):
         for frame in files.frames():
             criterion.add(frame)
@@ -84,29 +90,49 @@ def simulate(
                 raise  # no verdict on the model: the run can be continued
             progress.reason = f"the calculator failed: {error!r}"
         progress.step += 1
-        is_record = progress.step % settings.interval == 0 or progress.step == steps
+        is_record = progress.step % settings.interval == 0
         departure = _departure(criterion, atoms, is_record)
         if departure > criterion.threshold:
             progress.reason = progress.reason or f"{criterion.name}: {departure:.3g} {criterion.unit}"
         if progress.reason:
             progress.failure_step = progress.step
-        if is_record or progress.reason:
+        if is_record or progress.reason or progress.step == steps:
             progress.seconds = earlier + time.perf_counter() - started
-            row = _row(atoms, progress.step, settings, departure)
-            files.record(_storable(atoms), random, progress, row)
+            row = _row(atoms, progress.step, settings, departure, modes)
+            if is_record or progress.reason:
+                files.append(_storable(atoms), progress, row)
+            files.save(atoms, random, progress)
             speed = (progress.step - first) / max(time.perf_counter() - started, 1e-9)
             report(progress.step, row["temperature"], speed)
     return progress
 
 
-def _thermalise(atoms: Atoms, temperature: float, random: np.random.Generator) -> None:
-    """Maxwell-Boltzmann velocities without drift, for an isolated molecule also without rotation."""
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=random)
+def rigid_motions(atoms: Atoms) -> np.ndarray:
+    """Drift and, of a molecule, rotation: orthonormal mass-weighted velocities [0 to 6, 3 n_atoms].
+
+    A linear molecule turns about two axes, a crystal about none. Constrained atoms keep all their motions.
+    """
     if atoms.constraints:
-        return
-    Stationary(atoms)
-    if is_isolated(atoms) and len(atoms) > 2:
-        ZeroRotation(atoms)
+        return np.zeros((0, 3 * len(atoms)))
+    arms = atoms.positions - atoms.get_center_of_mass()
+    moves = [np.broadcast_to(axis, arms.shape) for axis in np.eye(3)]
+    if is_isolated(atoms):
+        moves += [np.cross(axis, arms) for axis in np.eye(3)]
+    weighted = np.sqrt(atoms.get_masses())[:, None] * np.array(moves)
+    _, sizes, motions = np.linalg.svd(weighted.reshape(len(moves), -1), full_matrices=False)
+    return motions[sizes > 1e-6 * sizes[0]]
+
+
+def thermalise(atoms: Atoms, temperature: float, random: np.random.Generator, rigid: np.ndarray) -> None:
+    """Maxwell-Boltzmann velocities without the motions `rigid`; each other mode has its temperature.
+
+    ASE's Stationary and ZeroRotation would give the energy of what they take away to the modes that are left.
+    """
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=random)
+    root = np.sqrt(atoms.get_masses())[:, None]
+    weighted = (atoms.get_momenta() / root).ravel()
+    weighted -= weighted @ rigid.T @ rigid
+    atoms.set_momenta(root * weighted.reshape(-1, 3))
 
 
 def _integrator(atoms: Atoms, settings: MDSettings, random: np.random.Generator) -> VelocityVerlet | Langevin:
@@ -130,7 +156,8 @@ def _departure(criterion: BondCriterion | RdfCriterion, atoms: Atoms, is_record:
     return criterion.add(atoms) if is_record else float("nan")
 
 
-def _row(atoms: Atoms, step: int, settings: MDSettings, departure: float) -> dict[str, float]:
+def _row(atoms: Atoms, step: int, settings: MDSettings, departure: float, modes: int) -> dict[str, float]:
+    """A line of the log; the temperature is that of `modes` degrees of freedom."""
     kinetic = float(atoms.get_kinetic_energy())
     try:
         potential = float(atoms.get_potential_energy())
@@ -142,7 +169,7 @@ def _row(atoms: Atoms, step: int, settings: MDSettings, departure: float) -> dic
         "potential": potential,
         "kinetic": kinetic,
         "total": potential + kinetic,
-        "temperature": float(atoms.get_temperature()),
+        "temperature": 2 * kinetic / (modes * units.kB),
         "departure": departure,
     }
 
@@ -163,4 +190,4 @@ def criterion_for(
     if is_isolated(atoms):
         return BondCriterion(atoms, reference, bond)
     window = round(window_ps * 1000 / (settings.timestep * settings.interval))
-    return RdfCriterion(atoms, reference, window, rdf)
+    return RdfCriterion(reference, window, rdf)

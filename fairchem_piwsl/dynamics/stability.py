@@ -8,11 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms
+from ase.neighborlist import neighbor_list
 
 from fairchem_piwsl.analysis.bonds import bond_lengths, bonds
 from fairchem_piwsl.structures import with_full_cell
 
 BOND_THRESHOLD = 0.5  # Angstrom
+RDF_RANGE = 6.0  # Angstrom
 RDF_THRESHOLD = 3.0  # Angstrom, the integral of |RDF - reference|; Fu et al. take 3.0 for water
 
 
@@ -59,7 +61,6 @@ class RdfCriterion:
 
     def __init__(
         self,
-        structure: Atoms,
         reference: Sequence[Atoms] = (),
         window: int = 100,
         threshold: float = RDF_THRESHOLD,
@@ -67,8 +68,7 @@ class RdfCriterion:
     ) -> None:
         self.threshold = threshold
         self.window = max(1, window)
-        half_height = 0.5 / np.linalg.norm(structure.cell.reciprocal(), axis=1).max()
-        self.edges = np.linspace(0.0, min(6.0, half_height), bins + 1)
+        self.edges = np.linspace(0.0, RDF_RANGE, bins + 1)
         self.expected = radial_distribution(reference, self.edges) if reference else None
         self.frames: list[Atoms] = []
 
@@ -91,17 +91,17 @@ class RdfCriterion:
 
 
 def radial_distribution(frames: Sequence[Atoms], edges: np.ndarray) -> np.ndarray:
-    """g(r) of all pairs in the bins between `edges`, averaged over frames, by nearest images.
+    """g(r) of all pairs, those with periodic images too, in the bins between `edges`, averaged over frames.
 
     A surface without a third cell vector has the volume of the box in which a model sees it.
-    ase.geometry.rdf counts n instead of the n - 1 other atoms around each, so that g does not tend to 1.
+    ase.geometry.rdf refuses unit cells, which are small beside its range.
     """
     total = np.zeros(len(edges) - 1)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     for atoms in frames:
         volume = (atoms if atoms.cell.rank == 3 else with_full_cell(atoms)).get_volume()
-        ideal = 0.5 * len(atoms) * (len(atoms) - 1) / volume * shells
-        total += np.histogram(pair_distances(atoms), edges)[0] / ideal
+        ideal = len(atoms) ** 2 / volume * shells
+        total += np.histogram(neighbor_list("d", atoms, float(edges[-1])), edges)[0] / ideal
     return total / len(frames)
 
 

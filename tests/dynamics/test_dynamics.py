@@ -14,6 +14,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.cluster import Icosahedron
+from ase.constraints import FixAtoms
 from ase.io import write
 from ase.io.trajectory import Trajectory
 from helpers_analysis import rattled, train, write_lmdb
@@ -24,8 +25,9 @@ from fairchem_piwsl.cli import app
 from fairchem_piwsl.dynamics import stability
 from fairchem_piwsl.dynamics.dynamics_report import run_md
 from fairchem_piwsl.dynamics.run_folder import RunFolder
-from fairchem_piwsl.dynamics.simulation import MDSettings, simulate
+from fairchem_piwsl.dynamics.simulation import MDSettings, rigid_motions, simulate, thermalise
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.report import figures
 
 
 class Never(stability.BondCriterion):
@@ -90,9 +92,13 @@ def test_energy_spread_of_a_good_potential_falls_with_the_timestep_squared(clust
 
 @pytest.mark.parametrize("ensemble", ["nve", "nvt"])
 def test_continued_run_is_bit_identical(cluster, tmp_path, ensemble):
-    run(cluster, EMT(), tmp_path / "whole", 40, ensemble=ensemble)
-    for steps in (15, 25, 40):
-        run(cluster, EMT(), tmp_path / "parts", steps, ensemble=ensemble)
+    """Also one that stops between two records: its last step must enter neither files nor verdicts."""
+    settings = MDSettings(ensemble, interval=5)
+    cluster.center(vacuum=5.0)  # radial distributions need a volume
+    for steps, folder in ((40, "whole"), (13, "parts"), (25, "parts"), (40, "parts")):
+        criterion = stability.RdfCriterion(window=2, threshold=1e9)
+        progress = simulate(cluster, EMT(), settings, steps, 0, tmp_path / folder, criterion)
+        assert progress.step == steps
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     for a, b in zip(whole.frames(), parts.frames(), strict=True):
         assert np.array_equal(a.positions, b.positions)
@@ -112,6 +118,25 @@ def test_what_a_killed_process_left_behind_is_cut_off(cluster, tmp_path):
     assert np.array_equal(files.frames()[-1].positions, whole.frames()[-1].positions)
     assert files.log.read_text() == whole.log.read_text()
     assert len(files.frames()) == 7
+
+
+def test_a_start_that_lost_its_first_state_starts_again(cluster, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", lambda *args, **options: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            run(cluster, EMT(), tmp_path, 10)
+    files = RunFolder(tmp_path)
+    assert len(files.frames()) == 1
+    for steps in (10, 20):
+        run(cluster, EMT(), tmp_path, steps, temperature=900.0)
+    assert files.table()["step"].tolist() == [0, 5, 10, 15, 20]
+    assert len(files.frames()) == 5
+    files.state.unlink()  # more than a lost start is nothing to be removed
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"without state\.npz; move the folder"):
+            run(cluster, EMT(), tmp_path, 30)
+        files.log.unlink(missing_ok=True)
+    assert len(files.frames()) == 5
 
 
 def test_truncated_trajectory_is_named(cluster, tmp_path):
@@ -180,6 +205,31 @@ def test_stable_run_does_not_fail(tmp_path):
     assert len(RunFolder(tmp_path).frames()) == 11
 
 
+@pytest.mark.parametrize(
+    ("atoms", "modes"),
+    [
+        (molecule("C6H6"), 30),
+        (molecule("H2O"), 3),
+        (molecule("CO2"), 4),
+        (molecule("N2"), 1),
+        (bulk("Cu", cubic=True), 9),
+        (Atoms("Cu4", bulk("Cu", cubic=True).positions, constraint=FixAtoms([0])), 9),
+    ],
+    ids=["molecule", "water", "linear", "diatomic", "crystal", "fixed"],
+)
+def test_every_mode_starts_at_the_temperature_asked_for(atoms, modes, tmp_path):
+    atoms.rotate(30, (1, 2, 3), rotate_cell=True)
+    rigid, kinetic = rigid_motions(atoms), []
+    for seed in range(500):
+        thermalise(atoms, 300.0, np.random.default_rng(seed), rigid)
+        kinetic.append(atoms.get_kinetic_energy())
+    sigma = 300 * np.sqrt(2 / modes / len(kinetic))
+    assert 2 * np.mean(kinetic) / (modes * units.kB) == pytest.approx(300, abs=3 * sigma)
+    run(atoms, Springs(atoms), tmp_path, 1)
+    temperature = RunFolder(tmp_path).table()["temperature"][0]
+    assert temperature == pytest.approx(2 * kinetic[0] / (modes * units.kB))
+
+
 def test_langevin_reaches_its_temperature(tmp_path):
     atoms = bulk("Cu", cubic=True).repeat((2, 2, 2))
     settings = MDSettings("nvt", temperature=500, timestep=5.0, friction=0.02, interval=5)
@@ -217,16 +267,25 @@ def test_radial_distribution_criterion_sees_melting_and_not_vibration():
         atoms.positions += random.normal(scale=amplitude, size=atoms.positions.shape)
         return atoms
 
-    criterion = stability.RdfCriterion(crystal, [frame(0.1) for _ in range(10)], window=3)
+    criterion = stability.RdfCriterion([frame(0.1) for _ in range(10)], window=3)
     cold = [criterion.add(frame(0.1)) for _ in range(6)]
     assert np.isnan([cold[0], cold[1], cold[3], cold[4]]).all()
     assert max(cold[2], cold[5]) < 0.5
     molten = [criterion.add(frame(1.5)) for _ in range(3)]
     assert molten[2] > 1.5
-    own = stability.RdfCriterion(crystal, [], window=2)
+    own = stability.RdfCriterion(window=2)
     departures = [own.add(frame(0.1)) for _ in range(4)]
     assert departures[1] == 0
     assert 0 < departures[3] < 1
+
+
+def test_radial_distribution_criterion_sees_melting_in_a_unit_cell():
+    crystal = bulk("Cu", cubic=True)
+    molten = crystal.copy()
+    molten.rattle(0.5, seed=0)
+    criterion = stability.RdfCriterion([crystal], window=1)
+    assert criterion.add(crystal) == 0
+    assert criterion.add(molten) > stability.RDF_THRESHOLD
 
 
 def test_radial_distribution_of_an_ideal_gas_is_one():
@@ -298,6 +357,51 @@ def test_a_command_that_could_not_start_leaves_its_folder_to_others(trained, tmp
     assert result["formula"] == "H2O"
 
 
+@pytest.fixture
+def copper(tmp_path):
+    """A crystal of four atoms, as read from `copper.traj`."""
+    atoms = bulk("Cu", cubic=True)
+    write(tmp_path / "copper.traj", atoms)
+    return atoms
+
+
+@pytest.mark.parametrize("change", ["cell", "constraints", "masses", "charge"])
+def test_a_run_continues_with_the_same_surroundings_only(copper, tmp_path, change):
+    options = {"steps": 1, "calculator": "emt", "out": tmp_path}
+    run_md(None, tmp_path / "copper.traj", MDSettings(), **options)
+    run_md(None, tmp_path / "copper.traj", MDSettings(), **options)
+    if change == "cell":
+        copper.set_cell(copper.cell * 1.03)
+    elif change == "constraints":
+        copper.set_constraint(FixAtoms([0, 1]))
+    elif change == "masses":
+        copper.set_masses([200.0] * 4)
+    else:
+        copper.info["charge"] = 1
+    write(tmp_path / "copper.extxyz", copper)
+    with pytest.raises(UserError, match=f"another {change} "):
+        run_md(None, tmp_path / "copper.extxyz", MDSettings(), **options)
+
+
+def test_a_run_too_short_for_its_criterion_is_not_judged(copper, tmp_path):
+    options = {"calculator": "emt", "rdf_window": 0.01, "out": tmp_path}  # of five frames
+    for steps, reason in ((8, "not judged: too short for --rdf-window"), (9, ""), (7, "")):
+        result = run_md(
+            None, tmp_path / "copper.traj", MDSettings(interval=1, timestep=2.0), steps=steps, **options
+        )
+        assert result["runs"][0]["reason"] == reason
+        assert not result["runs"][0]["failed"]
+    assert result["length"] == result["runs"][0]["time"] == pytest.approx(0.018)  # nine steps are there
+
+
+@pytest.mark.parametrize("seeds", [10, 11])
+def test_a_legend_of_many_seeds_is_left_out(copper, tmp_path, monkeypatch, seeds):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    run_md(None, tmp_path / "copper.traj", MDSettings(), steps=1, seeds=seeds, calculator="emt", out=tmp_path)
+    assert (drawn[0].axes[0].get_legend() is None) == (seeds > 10)
+
+
 def test_a_run_continues_with_its_checkpoint_in_another_folder(trained, tmp_path):
     _, water, checkpoint = trained
     for steps, folder in enumerate(("my runs", "my other runs"), 1):
@@ -349,7 +453,7 @@ def test_xtb_conserves_energy_as_far_as_verlets_integrator_does(tmp_path):
     assert spreads[0] / spreads[1] == pytest.approx(4, rel=0.1)
 
 
-def test_bad_input_is_named(trained, tmp_path):
+def test_bad_input_is_named(trained, copper, tmp_path):
     _, water, checkpoint = trained
     settings = MDSettings()
     with pytest.raises(UserError, match="--ensemble npt"):
@@ -360,6 +464,12 @@ def test_bad_input_is_named(trained, tmp_path):
         run_md(None, water, settings, steps=1, out=tmp_path)
     with pytest.raises(UserError, match="no such reference"):
         run_md(None, water, settings, steps=1, calculator="dft", out=tmp_path)
+    write(tmp_path / "bare.xyz", copper, plain=True)
+    with pytest.raises(UserError, match="--reference-trajectory has no cell"):
+        run_md(
+            None, tmp_path / "copper.traj", settings, steps=1, calculator="emt", out=tmp_path,
+            reference_trajectory=tmp_path / "bare.xyz",
+        )  # fmt: skip
     write(tmp_path / "other.xyz", molecule("CH4"))
     with pytest.raises(UserError, match="same order"):
         run_md(
