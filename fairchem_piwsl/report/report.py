@@ -10,11 +10,12 @@ from fairchem_piwsl.analysis.error_metrics import energy_units
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, plain, write_result
 from fairchem_piwsl.report import page, printed_results, report_figures
-from fairchem_piwsl.report.runs import Run, add_measurements, find_runs
-from fairchem_piwsl.report.statistics import Entry, add_timed_errors, compare_methods, families
+from fairchem_piwsl.report.measurements import add_measurements
+from fairchem_piwsl.report.runs import Run, find_runs
+from fairchem_piwsl.report.statistics import Entry, add_timed_errors, compare_methods, families, has_diverged
 
 # quantity -> title and unit; {e} stands for the energy unit. A run's value may carry a condition, as in
-# "time_to_failure@NVE, 300 K, 5 ps", which makes it a row of its own.
+# "energy_rmse@hot_1000K, 500 structures", which makes it a row of its own.
 QUANTITIES = {
     "energy_rmse": ("energy RMSE", "{e}"),
     "energy_mae": ("energy MAE", "{e}"),
@@ -70,7 +71,8 @@ def make_report(
     add_measurements(runs, folders, units, asked_for)
     names = quantity_names({key for run in runs for key in run.values}, energy_unit)
     sections: list[page.Section] = []
-    for (dataset, n_train, model, energies_only), methods in families(runs).items():
+    for (dataset, n_train, model, energies_only), everyone in families(runs).items():
+        methods = _finished(everyone)
         limit = add_timed_errors(methods, factor)
         entries = compare_methods(methods, list(names))
         printed = _printed(methods, entries, paper_dataset) if units == "kcal/mol" else {}
@@ -83,14 +85,36 @@ def make_report(
             report_figures.plot_curves(methods, factor, units, limit, heading, out / f"curves_{stem}.png"),
             report_figures.plot_weights(methods, heading, out / f"weights_{stem}.png"),
         ]
-        members = [run for group in methods.values() for run in group]
+        members = [run for group in everyone.values() for run in group]
         kept = [figure for figure in figures if figure is not None]
-        sections.append(page.Section(heading, entries, printed, limit, kept, members))
+        notes = _notes(members, limit)
+        sections.append(page.Section(heading, entries, printed, limit, kept, members, notes))
     result = _as_dict(sections, units, names)
     write_result(out / "report.json", result)
     page.write_page(out / "report.html", title, sections, names)
     page.write_markdown(out / "report.md", title, sections, names)
     return result
+
+
+def _finished(methods: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """The runs that have done all their epochs; all of them where none has."""
+    finished = {name: [run for run in members if run.finished] for name, members in methods.items()}
+    return {name: members for name, members in finished.items() if members} or methods
+
+
+def _notes(runs: Sequence[Run], limit: float | None) -> list[str]:
+    """What to know about the table of `runs`: the equal wall time in seconds, and which have no part in it."""
+    unfinished = [run for run in runs if not run.finished]
+    left_out = ", so left out" if len(unfinished) < len(runs) else ""
+    return [
+        *([f"Equal wall time: {limit / 60:.3g} min, which every run in the table reached."] if limit else []),
+        *_named(f"Not finished{left_out}", unfinished),
+        *_named("No finite validation error", [run for run in runs if has_diverged(run)]),
+    ]
+
+
+def _named(what: str, runs: Sequence[Run]) -> list[str]:
+    return [f"{what}: {', '.join(str(run.checkpoint.parent) for run in runs)}."] if runs else []
 
 
 def quantity_names(measured: Iterable[str], energy_unit: str) -> dict[str, tuple[str, str]]:
@@ -151,6 +175,7 @@ def _as_dict(
             {
                 "title": section.title,
                 "equal_wall_time_seconds": section.equal_time,
+                "notes": section.notes,
                 "entries": [plain(asdict(entry)) for entry in section.entries],
                 "paper": [{"method": method, **asdict(item)} for (_, method), item in section.paper.items()],
                 "runs": [

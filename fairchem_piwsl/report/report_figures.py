@@ -1,5 +1,7 @@
 """Figures of `piwsl report`: errors of every seed, learning curves over steps and wall time, weights that set themselves."""
 
+import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.printed_results import Printed
 from fairchem_piwsl.report.runs import Run
 from fairchem_piwsl.report.statistics import Entry
-from fairchem_piwsl.report.tables import TITLES
+from fairchem_piwsl.report.tables import TITLES, kind_of
 
 # The first of each line that is there becomes a panel.
 PANELS = (
@@ -29,8 +31,10 @@ def plot_errors(
     path: Path,
 ) -> Path | None:
     """One dot for each seed, a line for the mean, a diamond for the paper's value; None without errors."""
-    available = {entry.quantity for entry in entries}
-    panels = [next((q for q in choices if q in available), None) for choices in PANELS]
+    # of several test sets the one of most methods
+    common = Counter(entry.quantity for entry in entries).most_common()
+    available = {kind_of(quantity): quantity for quantity, _ in reversed(common)}
+    panels = [next((available[kind] for kind in choices if kind in available), None) for choices in PANELS]
     shown = [quantity for quantity in panels if quantity]
     if not shown:
         return None
@@ -136,7 +140,8 @@ def plot_survival(methods: dict[str, list[Run]], title: str, path: Path) -> Path
                     time, share = survival(starts)
                     label = f"{method}: {len(starts)} starts"
                     axes.step(time, share, where="post", color=figures.colour(number), label=label)
-            axes.set(xlabel="time (ps)", title=condition, xlim=(0, None), ylim=(-0.03, 1.05))
+            words = textwrap.fill(condition, max(12, 90 // len(conditions)))
+            axes.set(xlabel="time (ps)", title=words, xlim=(0, None), ylim=(-0.03, 1.05))
         panels[0].set_ylabel("share without failure")
         panels[-1].legend()
         fig.suptitle(title, fontsize=11)

@@ -9,7 +9,7 @@ import yaml
 from fairchem_piwsl.errors import UserError
 
 #: in which runs of one method differ, or which is read apart
-_PERSONAL = ("job_config", "seed", "src", "callbacks", "model", "tasks", "collate_fn")
+_PERSONAL = ("job_config", "seed", "src", "callbacks", "model", "tasks", "collate_fn", "num_workers")
 
 
 def run_config(checkpoint: Path) -> dict[str, Any]:

@@ -1,23 +1,24 @@
-"""Training runs on disk: which they are, what method they used, how they learnt, what was measured on them."""
+"""Training runs on disk: which they are, what method they used, how they learnt."""
 
-import itertools
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fairchem_piwsl.analysis.error_metrics import UNITS
 from fairchem_piwsl.analysis.inference_checkpoints import FILE
 from fairchem_piwsl.config import entries
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.files import read_json
 from fairchem_piwsl.report.curves import Curve, read_curves
 from fairchem_piwsl.report.run_configs import run_config
 
-# Parts of a config in which two runs of one method may differ: paths, names, seed.
-PERSONAL = ("cmd", "logger", "slurm", "gpus", "local_rank", "dataset", "val_dataset", "test_dataset")
+# Parts of a config in which two runs of one method may differ: paths, names, seed, how they load and save.
+PERSONAL = (
+    "cmd", "logger", "slurm", "gpus", "local_rank", "dataset", "val_dataset", "test_dataset",
+    "optim.num_workers", "optim.eval_batch_size", "optim.checkpoint_every",
+)  # fmt: skip
+SEED = re.compile(r"seed[-_]?\d+")
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Run:
     """One training run.
 
     `values`: measured quantity -> number; `curves`: TensorBoard tag -> curve; `dynamics`: conditions -> length
-    of each start in ps, and whether it failed.
+    of each start in ps, and whether it failed; `tests`: test set -> what was measured on it; `source`: path of
+    the training data, without the number of a seed.
     """
 
     checkpoint: Path
@@ -38,6 +40,14 @@ class Run:
     values: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     dynamics: dict[str, list[tuple[float, bool]]] = field(default_factory=dict)
+    tests: dict[str, dict[str, float]] = field(default_factory=dict)
+    source: Path = Path()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step that was logged ended the last epoch; true where that is not known."""
+        epoch, end = self.curves.get("train/epoch"), self.config.get("optim", {}).get("max_epochs")
+        return epoch is None or end is None or bool(epoch.value[-1] >= end)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -58,6 +68,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
         listed = ", ".join(map(str, folders))
         raise UserError(f"{listed}: no checkpoint below; give the --run-dir of finished trainings.")
     runs = [_read_run(path) for path in found.values()]
+    _tell_data_apart(runs)
     _tell_apart(runs)
     return runs
 
@@ -83,14 +94,16 @@ def _read_config(checkpoint: Path) -> dict[str, Any]:
 def _read_run(checkpoint: Path) -> Run:
     config = _read_config(checkpoint)
     source = str(config.get("dataset", {}).get("src", "unknown"))
+    near = _near(source, checkpoint)
     run = Run(
         checkpoint=checkpoint,
         config=config,
-        dataset=_dataset_label(source),
-        n_train=_length(_near(source, checkpoint)),
+        dataset=dataset_label(source),
+        n_train=_length(near),
         model=model_label(config["model"]),
         method=method_label(config),
         seed=config.get("cmd", {}).get("seed"),
+        source=Path(SEED.sub("seed", str(Path(near).resolve()))),
     )
     run.curves = read_curves(_logs_folder(checkpoint, config))
     if run.curves:
@@ -144,6 +157,17 @@ def is_baseline(method: str) -> bool:
     return method.removeprefix("energies only, ").startswith("baseline")
 
 
+def _tell_data_apart(runs: list[Run]) -> None:
+    """Call data sets that share a label by what their paths do not share."""
+    alike: dict[str, set[Path]] = {}
+    for run in runs:
+        alike.setdefault(run.dataset, set()).add(run.source)
+    for run in runs:
+        sources = alike[run.dataset]
+        if len(sources) > 1:
+            run.dataset = str(run.source.relative_to(os.path.commonpath([path.parent for path in sources])))
+
+
 def _tell_apart(runs: list[Run]) -> None:
     """Add to a method's label the settings in which runs under one label differ."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
@@ -168,12 +192,16 @@ def _number_told_apart(settings: Sequence[Mapping[str, Any]], keys: Sequence[str
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values of a config, without paths, names and the seed, which runs of one method differ in."""
+    """Dotted keys and values of a config, without those of `PERSONAL`, which runs of one method differ in."""
     shared = {key: value for key, value in config.items() if key not in PERSONAL}
-    return {key: value for key, value in entries(shared, in_lists=False) if not isinstance(value, Mapping)}
+    return {
+        key: value
+        for key, value in entries(shared, in_lists=False)
+        if not isinstance(value, Mapping) and key not in PERSONAL
+    }
 
 
-def _dataset_label(source: str) -> str:
+def dataset_label(source: str) -> str:
     """The last part of a path that is no general word."""
     parts = [part for part in Path(source).with_suffix("").parts if part not in ("train", "data", "/")]
     return parts[-1] if parts else source
@@ -205,92 +233,3 @@ def _logs_folder(checkpoint: Path, config: dict[str, Any]) -> Path:
     """`<run dir>/logs/tensorboard/<name>` beside `<run dir>/checkpoints/<name>`, wherever these are now."""
     beside = checkpoint.parent.parent.parent / "logs" / "tensorboard" / checkpoint.parent.name
     return beside if beside.is_dir() else Path(config.get("cmd", {}).get("logs_dir", beside))
-
-
-def add_measurements(
-    runs: Sequence[Run], folders: Sequence[str | Path], units: str, asked_for: Sequence[Path] = ()
-) -> None:
-    """Put what `piwsl evaluate`, `consistency`, `md` and comparisons left in JSON files below `folders` to runs.
-
-    Newer files replace what older ones say, and those that were `asked_for` what all others say.
-    """
-    paths = {path for folder in folders for path in Path(folder).rglob("*.json")}
-    for path in [*sorted(paths, key=lambda path: path.stat().st_mtime), *asked_for]:
-        content = read_json(path)
-        if not isinstance(content, dict):
-            continue
-        try:
-            _add(runs, content, units)
-        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise UserError(
-                f"{path}: not what piwsl {content.get('command', '')} writes ({error!r}); delete it or move it away."
-            ) from None
-
-
-def _add(runs: Sequence[Run], content: dict[str, Any], units: str) -> None:
-    for entry in content.get("models", [content]) if content.get("command") else [content]:
-        run = _owner(runs, entry.get("checkpoint"))
-        if run is not None:
-            run.values |= _measured(content, entry, units)
-            if content.get("command") == "md":
-                starts = [(start["time"], start["failed"]) for start in content["runs"]]
-                run.dynamics[_conditions(content)] = starts
-
-
-def _owner(runs: Sequence[Run], checkpoint: Any) -> Run | None:
-    if not isinstance(checkpoint, str):
-        return None
-    path = Path(checkpoint)
-    for run in runs:
-        if path.exists() and path.resolve().parent == run.checkpoint.parent.resolve():
-            return run
-    # Moved folders keep the end of their path; upstream's time stamps may be the same for two of them.
-    alike = [_common_end(run.checkpoint.parent.resolve().parts, path.parent.parts) for run in runs]
-    longest = max(alike, default=0)
-    return runs[alike.index(longest)] if longest >= 3 and alike.count(longest) == 1 else None
-
-
-def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many last parts two paths share."""
-    pairs = zip(reversed(a), reversed(b), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _measured(content: dict[str, Any], entry: dict[str, Any], units: str) -> dict[str, float]:
-    """Numbers of one JSON file under the names that the report uses, energies in `units`."""
-    factor = UNITS[units][0]
-    values: dict[str, float | None] = {}
-    command = content.get("command")
-    if command == "evaluate":
-        for metric, estimate in entry["metrics"].items():
-            values[metric] = convert(estimate["value"], content["units"][metric], factor)
-    elif command == "consistency":
-        unit = content["units"]["energy"]
-        values["force_curl"] = convert(content["curl"]["per_atom_mean"], unit, factor)
-        values["jacobian_asymmetry"] = content["curl"]["asymmetry"]
-        values["force_mismatch"] = convert(content["force_mismatch"]["rmse"], unit, factor)
-        values["pitc_slope"] = content["slopes"]["pitc_k0"]
-    elif command == "md":
-        drifts = [run["drift"] for run in content["runs"]]
-        at = f"@{_conditions(content)}"  # dynamics under other conditions is another quantity
-        values["time_to_failure" + at] = content["summary"]["time_to_failure_mean"]
-        values["failed_runs" + at] = content["summary"]["failed"] / content["summary"]["runs"]
-        values["distances_mae" + at] = content["distances"]["mae"]
-        if None not in drifts:
-            values["energy_drift" + at] = float(np.mean(np.abs(drifts)))
-    elif {"energy_rmse", "forces_rmse"} <= content.keys():  # a comparison's result, in kcal/mol
-        for metric in ("energy_rmse", "forces_rmse"):
-            values[metric] = convert(content[metric], "kcal/mol", factor)
-    return {key: float(value) for key, value in values.items() if value is not None}
-
-
-def _conditions(content: dict[str, Any]) -> str:
-    """Under what dynamics ran, in words."""
-    settings = content["settings"]
-    return f"{settings['ensemble'].upper()}, {settings['temperature']:g} K, {content['length']:g} ps"
-
-
-def convert(value: float | None, unit: str, factor: float) -> float | None:
-    """`value` in `unit` (or `unit` per something) in the unit that is `factor` per eV; others stay."""
-    energy = unit.split("/Angstrom")[0].split("/atom")[0]
-    return value if value is None or energy not in UNITS else value / UNITS[energy][0] * factor

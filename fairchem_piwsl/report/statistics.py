@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from fairchem_piwsl.report.curves import Curve
-from fairchem_piwsl.report.runs import Run, family_of, is_baseline
+from fairchem_piwsl.report.runs import Run, family_of, is_baseline, settings_of
 
 # Validation errors that are compared at equal wall time.
 TIMED = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
@@ -16,13 +16,14 @@ TIMED = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
 
 @dataclass(frozen=True)
 class Entry:
-    """One quantity of one method. `change` is relative to the baseline's mean, `p` a paired t-test over seeds."""
+    """One quantity of one method. `change` is relative to the mean of `baseline`, `p` a paired t-test over seeds."""
 
     quantity: str
     method: str
     values: tuple[float, ...]
     mean: float
     std: float
+    baseline: str | None
     change: float | None
     p: float | None
     pairs: int
@@ -37,8 +38,8 @@ def families(runs: Sequence[Run]) -> dict[tuple[str, int | None, str, bool], dic
 
 
 def compare_methods(methods: dict[str, list[Run]], quantities: Sequence[str]) -> list[Entry]:
-    """All quantities of all methods of one family; the first baseline is what others are compared with."""
-    baseline = next((name for name in methods if is_baseline(name)), None)
+    """All quantities of all methods of one family, each compared with its baseline."""
+    baselines = {name: _baseline_of(name, methods) for name in methods}
     entries = []
     for quantity in quantities:
         for name, members in methods.items():
@@ -46,9 +47,8 @@ def compare_methods(methods: dict[str, list[Run]], quantities: Sequence[str]) ->
             if not have:
                 continue
             values = np.array([run.values[quantity] for run in have])
-            change = p = None
-            pairs = 0
-            if baseline is not None and name != baseline:
+            baseline, change, p, pairs = baselines[name], None, None, 0
+            if baseline is not None:
                 before = [run for run in methods[baseline] if quantity in run.values]
                 change = relative_change(values.tolist(), [run.values[quantity] for run in before])
                 ours, theirs = _by_seed(have, quantity), _by_seed(before, quantity)
@@ -56,8 +56,23 @@ def compare_methods(methods: dict[str, list[Run]], quantities: Sequence[str]) ->
                 pairs = len(shared)
                 p = paired_p([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
             std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-            entries.append(Entry(quantity, name, tuple(values), float(values.mean()), std, change, p, pairs))
+            mean = float(values.mean())
+            entries.append(Entry(quantity, name, tuple(values), mean, std, baseline, change, p, pairs))
     return entries
+
+
+def _baseline_of(method: str, methods: Mapping[str, Sequence[Run]]) -> str | None:
+    """The baseline whose settings differ least from those of `method`, its weak terms apart; None for a baseline."""
+    if is_baseline(method):
+        return None
+    own = settings_of(methods[method][0].config)
+
+    def distance(other: str) -> int:
+        theirs = settings_of(methods[other][0].config)
+        keys = [key for key in own.keys() | theirs.keys() if not key.startswith("optim.piwsl")]
+        return sum(own.get(key) != theirs.get(key) for key in keys)
+
+    return min(filter(is_baseline, methods), key=distance, default=None)
 
 
 def _by_seed(runs: Sequence[Run], quantity: str) -> dict[int, float]:
@@ -96,10 +111,10 @@ def paired_p(values: Sequence[float], before: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Change:
-    """Change of a mean relative to the mean before, over the seeds that both have; 1 is a doubling.
+    """Geometric mean of the ratios of paired values, less 1; 1 is a doubling.
 
-    `low` and `high`: 95 % interval of the paired difference, relative to that mean; `p` of its t-test. All three
-    are None for fewer than two pairs.
+    `low` and `high`: its 95 % interval; `p` of the paired t-test of the logarithms. All three are None for fewer
+    than two pairs.
     """
 
     mean: float
@@ -109,19 +124,17 @@ class Change:
 
 
 def paired_change(values: Mapping[int, float], before: Mapping[int, float]) -> Change | None:
-    """The change from `before` to `values`, both by seed; None where they share no seed.
+    """The change from `before` to `values`, both positive and by seed; None where they share no seed.
 
-    The interval excludes zero exactly where p is below 5 %.
+    Of logarithms, so that an interval cannot reach below -100 %; it excludes zero exactly where p is below 5 %.
     """
     seeds = sorted(values.keys() & before.keys())
     if not seeds:
         return None
-    after, first = (np.array([group[seed] for seed in seeds]) for group in (values, before))
-    scale = float(first.mean())
-    half = half_interval(after - first) / scale
-    mean = float((after - first).mean()) / scale
-    low, high = (None, None) if math.isnan(half) else (mean - half, mean + half)
-    return Change(mean, low, high, paired_p(after.tolist(), first.tolist()))
+    after, first = (np.log([group[seed] for seed in seeds]) for group in (values, before))
+    mean, half = float((after - first).mean()), half_interval(after - first)
+    low, high = (None, None) if math.isnan(half) else (math.expm1(mean - half), math.expm1(mean + half))
+    return Change(math.expm1(mean), low, high, paired_p(after.tolist(), first.tolist()))
 
 
 def half_interval(values: Sequence[float] | np.ndarray) -> float:
@@ -134,12 +147,8 @@ def half_interval(values: Sequence[float] | np.ndarray) -> float:
 
 def equal_time(runs: Sequence[Run]) -> float | None:
     """The longest wall time in seconds that every run with validation curves has reached."""
-    ends = [
-        max(curve.seconds[-1] for tag, curve in run.curves.items() if tag.startswith("val/"))
-        for run in runs
-        if any(tag.startswith("val/") for tag in run.curves)
-    ]
-    return min(ends) if ends else None
+    validated = [[curve for tag, curve in run.curves.items() if tag.startswith("val/")] for run in runs]
+    return min((max(curve.seconds[-1] for curve in curves) for curves in validated if curves), default=None)
 
 
 def add_timed_errors(methods: dict[str, list[Run]], factor: float) -> float | None:
@@ -153,16 +162,22 @@ def add_timed_errors(methods: dict[str, list[Run]], factor: float) -> float | No
         return None
     for run in runs:
         for metric in TIMED:
-            curve = run.curves.get(f"val/{metric}")
-            if curve is not None:
-                best = best_until(curve, limit)
-                if np.isfinite(best):
-                    run.values[f"val_{metric}_equal_time"] = best * factor
-                run.values[f"val_{metric}_best"] = float(np.nanmin(curve.value)) * factor
+            if f"val/{metric}" not in run.curves:
+                continue
+            for name, seconds in (("equal_time", limit), ("best", math.inf)):
+                best = best_until(run.curves[f"val/{metric}"], seconds)
+                if math.isfinite(best):
+                    run.values[f"val_{metric}_{name}"] = best * factor
     return limit
 
 
+def has_diverged(run: Run) -> bool:
+    """Whether a validation error was never finite."""
+    curves = [run.curves[f"val/{metric}"] for metric in TIMED if f"val/{metric}" in run.curves]
+    return any(not np.isfinite(curve.value).any() for curve in curves)
+
+
 def best_until(curve: Curve, seconds: float) -> float:
-    """Smallest value of `curve` up to `seconds`; NaN where it has none by then."""
-    reached = curve.value[curve.seconds <= seconds]
-    return float(np.nanmin(reached)) if len(reached) else float("nan")
+    """Smallest finite value of `curve` up to `seconds`; NaN where it has none by then."""
+    reached = curve.value[(curve.seconds <= seconds) & np.isfinite(curve.value)]
+    return float(reached.min()) if len(reached) else math.nan

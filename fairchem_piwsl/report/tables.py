@@ -41,6 +41,18 @@ def interval(estimate: dict[str, float | None]) -> str:
     return f"{number(estimate['value'])}\n[{number(estimate['low'], 3)}, {number(estimate['high'], 3)}]"
 
 
+def kind_of(quantity: str) -> str:
+    """A quantity of a report without its condition, which follows an @."""
+    return quantity.partition("@")[0]
+
+
+def change_of(change: float | None, baseline: str | None) -> str:
+    """`-12.3%`, with the baseline where it has others beside it, which its settings in brackets tell."""
+    if change is None:
+        return ""
+    return f"{change:+.1%}" + (f" against {baseline}" if "(" in str(baseline) else "")
+
+
 def markdown_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], left: Container[int] = (0, 1)
 ) -> str:
@@ -176,7 +188,8 @@ def report_tables(result: dict[str, Any]) -> list[Table]:
     """The main quantities of each section of `piwsl report`; the page has all of them."""
     tables = []
     for section in result["sections"]:
-        table = Table(title=section["title"], caption="change: of the mean; p: paired t-test over seeds")
+        caption = "change: of the mean; p: paired t-test over seeds"
+        table = Table(title=section["title"], caption="\n".join([caption, *section["notes"]]))
         for heading in ("quantity", "method", "runs", "mean", "spread", "change", "p"):
             table.add_column(heading, justify="left" if heading in ("quantity", "method") else "right")
         previous = None
@@ -190,7 +203,7 @@ def report_tables(result: dict[str, Any]) -> list[Table]:
                 str(len(entry["values"])),
                 number(entry["mean"]),
                 number(entry["std"], 2),
-                "-" if entry["change"] is None else f"{entry['change']:+.1%}",
+                change_of(entry["change"], entry["baseline"]) or "-",
                 number(entry["p"], 2),
             )
         tables.append(table)
@@ -199,8 +212,8 @@ def report_tables(result: dict[str, Any]) -> list[Table]:
 
 def _headlines(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Entries without what another one says as well: MAE beside RMSE, validation beside test."""
-    there = {entry["quantity"] for entry in entries}
+    there = {kind_of(entry["quantity"]) for entry in entries}
     hidden = {q for q in there if "mae" in q and q.replace("mae", "rmse") in there} | {"energy_per_atom_rmse"}
     if there & {"energy_rmse", "forces_rmse"}:
-        hidden |= {quantity for quantity in there if quantity.endswith("_best")}
-    return [entry for entry in entries if entry["quantity"] not in hidden]
+        hidden |= {kind for kind in there if kind.endswith("_best")}
+    return [entry for entry in entries if kind_of(entry["quantity"]) not in hidden]

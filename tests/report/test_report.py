@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -20,17 +21,19 @@ from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
 from fairchem_piwsl.report.curves import read_curves
+from fairchem_piwsl.report.measurements import add_measurements
 from fairchem_piwsl.report.printed_results import printed_for, printed_values
 from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.report.report_figures import survival
+from fairchem_piwsl.report.run_configs import in_old_layout
 from fairchem_piwsl.report.runs import (
     Curve,
     Run,
     _tell_apart,
-    add_measurements,
     find_runs,
     method_label,
     model_label,
+    settings_of,
 )
 from fairchem_piwsl.report.statistics import (
     best_until,
@@ -44,14 +47,25 @@ from fairchem_piwsl.units import KCAL_PER_MOL
 PIWSL = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.015}
 
 
-def fake_run(folder, name, seed, source, piwsl=None, errors=(0.5, 0.3, 0.2), seconds=10.0, epochs=10):
+def fake_run(
+    folder,
+    name,
+    seed,
+    source,
+    piwsl=None,
+    errors=(0.5, 0.3, 0.2),
+    seconds=10.0,
+    epochs=10,
+    reached=10,
+    **optim,
+):
     """A run's files without its training: a checkpoint's config and a TensorBoard curve."""
     checkpoints = folder / name / "checkpoints" / name
     checkpoints.mkdir(parents=True)
     config = {
         "model": {"name": "painn", "direct_forces": True},
         "dataset": {"src": str(source)},
-        "optim": {"max_epochs": epochs, **({"piwsl": piwsl} if piwsl else {})},
+        "optim": {"max_epochs": epochs, **({"piwsl": piwsl} if piwsl else {}), **optim},
         "loss_functions": [{"energy": {"fn": "mae"}}, {"forces": {"fn": "l2mae"}}],
         "outputs": {"energy": {}, "forces": {}},
         "cmd": {"seed": seed, "identifier": name},
@@ -63,7 +77,33 @@ def fake_run(folder, name, seed, source, piwsl=None, errors=(0.5, 0.3, 0.2), sec
             at = start + seconds * number
             writer.add_scalar("val/forces_mae", error, 10 * number, walltime=at)
             writer.add_scalar("val/energy_mae", 2 * error, 10 * number, walltime=at)
+        writer.add_scalar("train/epoch", reached, 10 * number, walltime=at)
     return checkpoints / "best_checkpoint.pt"
+
+
+def moved_run(folder, target, *args):
+    """A fake run whose folder was moved to `target`; all are called "run"."""
+    path = fake_run(folder / "made", "run", *args)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.parents[2].replace(target)
+    return target / "checkpoints" / "run" / path.name
+
+
+def evaluation(path, errors, data="data/test.lmdb", structures=6):
+    """What `piwsl evaluate` writes; errors: checkpoint -> energy RMSE in eV."""
+    models = [
+        {"checkpoint": str(file), "metrics": {"energy_rmse": {"value": error}}}
+        for file, error in errors.items()
+    ]
+    content = {"command": "evaluate", "units": {"energy_rmse": "eV"}, "models": models}
+    write_json(path, {**content, "data": data, "structures": structures})
+
+
+def entries_of(folder, out, section=0):
+    """Entries of a report in eV by quantity and the first word of the method."""
+    result = make_report([folder], units="eV", out=out)
+    entries = result["sections"][section]["entries"]
+    return {(entry["quantity"], entry["method"].split()[0]): entry for entry in entries}
 
 
 @pytest.fixture
@@ -105,6 +145,33 @@ def test_runs_of_one_method_with_other_settings_are_kept_apart(folder, source):
     fake_run(folder, "longer", 7, source, epochs=22)
     methods = {run.method for run in find_runs([folder]) if "PITC" not in run.method}
     assert methods == {"baseline (max_epochs 10)", "baseline (max_epochs 22)"}
+
+
+def test_how_a_run_loads_and_saves_is_no_other_method(tmp_path, source):
+    for seed in range(3):
+        how = {"num_workers": 4 * (seed > 0), "eval_batch_size": 1 + seed, "checkpoint_every": 100 + seed}
+        fake_run(tmp_path / "runs", f"base{seed}", seed, source, **how)
+    assert {run.method for run in find_runs([tmp_path / "runs"])} == {"baseline"}
+
+    def of_fairchem2(workers):
+        loader = {"dataset": {"dataset_configs": {}}, "num_workers": workers}
+        unit = {"model": {"_target_": "m"}, "tasks": []}
+        return in_old_layout({"job": {}, "runner": {"train_dataloader": loader, "train_eval_unit": unit}})
+
+    assert settings_of(of_fairchem2(0)) == settings_of(of_fairchem2(4))
+
+
+def test_data_sets_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    for number, path in enumerate(("a/aspirin/train_100", "a/benzene/train_100", "a/seed1/toluene/train")):
+        data = write_lmdb(tmp_path / "data" / path / "data.lmdb", rattled(["H2O"], 3 + number))
+        fake_run(tmp_path / "runs", f"base{number}", 0, data)
+        other = Path(str(data).replace("seed1", "seed2"))  # another draw of the same data set
+        if other != data:
+            other.parent.mkdir(parents=True)
+            shutil.copy(data, other)
+            fake_run(tmp_path / "runs", "again", 1, other)
+    datasets = sorted(run.dataset for run in find_runs([tmp_path / "runs"]))
+    assert datasets == ["aspirin/train_100/data.lmdb", "benzene/train_100/data.lmdb", "toluene", "toluene"]
 
 
 def test_settings_beyond_those_that_a_label_has_room_for_keep_runs_apart(folder):
@@ -162,6 +229,48 @@ def test_a_seed_is_one_sample_however_often_it_was_run(seeds, pairs):
     assert entry.pairs == pairs
     expected = stats.ttest_rel([0.5, 0.52], [1.0, 3.0]).pvalue if pairs == 2 else None
     assert entry.p == pytest.approx(expected)
+
+
+def test_methods_are_compared_with_the_baseline_of_their_settings(folder, source, tmp_path):
+    for run in find_runs([folder]):
+        shutil.rmtree(run.checkpoint.parents[2])
+    for batch, baseline, ours in ((16, 16.0, 4.0), (4, 4.0, 3.6)):
+        for seed in range(2):
+            for piwsl, error in ((None, baseline), (PIWSL, ours)):
+                name = f"{'piwsl' if piwsl else 'base'}_{batch}_{seed}"
+                path = fake_run(folder, name, seed, source, piwsl, batch_size=batch)
+                evaluation(folder / f"{name}.json", {path: error * (1 + 0.01 * seed)})
+    result = make_report([folder], units="eV", out=tmp_path / "out")
+    entries = [e for e in result["sections"][0]["entries"] if e["quantity"] == "energy_rmse"]
+    assert [(e["baseline"], e["change"] and round(e["change"], 3)) for e in entries] == [
+        (None, None),
+        (None, None),
+        ("baseline (batch_size 16)", -0.75),
+        ("baseline (batch_size 4)", -0.1),
+    ]
+    assert "-10.0% against baseline (batch_size 4)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_runs_that_are_not_finished_are_named_and_left_out(folder, source, tmp_path):
+    fake_run(folder, "new", 3, source, PIWSL, errors=(46.1,), reached=0.1)
+    assert equal_time([run for run in find_runs([folder]) if run.finished]) == 20.0
+    entries = entries_of(folder, tmp_path / "out")
+    assert len(entries["val_forces_mae_best", "PITC"]["values"]) == 3
+    page, markdown = ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md"))
+    for text in (page, markdown):
+        assert f"Not finished, so left out: {folder / 'new' / 'checkpoints' / 'new'}." in text
+    only = entries_of(folder / "new", tmp_path / "only")  # better than nothing
+    assert only["val_forces_mae_best", "PITC"]["mean"] == pytest.approx(46.1)
+    assert "Not finished: " in (tmp_path / "only" / "report.md").read_text()
+
+
+def test_runs_without_a_finite_validation_error_are_named(folder, source, tmp_path):
+    fake_run(folder, "diverged", 3, source, PIWSL, errors=(np.nan, np.inf))
+    entries = entries_of(folder, tmp_path / "out")
+    for quantity in ("best", "equal_time"):
+        assert len(entries[f"val_forces_mae_{quantity}", "PITC"]["values"]) == 3
+    sentence = f"No finite validation error: {folder / 'diverged' / 'checkpoints' / 'diverged'}."
+    assert sentence in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_equal_time_compares_what_all_have_reached(folder):
@@ -227,7 +336,7 @@ def test_papers_values_of_its_special_tables(name, dataset, table, variant):
     assert (found.table, found.variant) == (table, variant)
 
 
-def test_measurements_are_found_and_converted(folder, tmp_path):
+def test_measurements_are_found_and_converted(folder, tmp_path, capsys):
     run = next(run for run in find_runs([folder]) if run.seed == 1 and run.method == "baseline")
     checkpoint = str(run.checkpoint)
     estimate = {"value": 2.0, "low": 1.0, "high": 3.0}
@@ -235,6 +344,8 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
         folder / "evaluate.json",
         {
             "command": "evaluate",
+            "data": "test.lmdb",
+            "structures": 6,
             "units": {"forces_rmse": "eV/Angstrom", "energy_per_atom_rmse": "meV/atom", "forces_cosine": ""},
             "models": [
                 {
@@ -246,13 +357,19 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
             ],
         },
     )
-    for ensemble, failure, drifts in (("nve", 12.5, [4.0, -6.0]), ("nvt", 20.0, [None, None])):
+    for formula, ensemble, failure, drifts in (
+        ("H2O", "nve", 12.5, [4.0, -6.0]),
+        ("H2O", "nvt", 20.0, [None, None]),
+        ("C6H6", "nve", 1.0, [1.0, 1.0]),
+    ):
         write_json(
-            folder / ensemble / "md.json",
+            folder / formula / ensemble / "md.json",
             {
                 "command": "md",
                 "checkpoint": checkpoint,
-                "settings": {"ensemble": ensemble, "temperature": 300.0},
+                "formula": formula,
+                "settings": {"ensemble": ensemble, "temperature": 300.0, "timestep": 0.5, "friction": 0.01},
+                "criterion": {"threshold": 0.5, "unit": "Angstrom"},
                 "length": 25.0,
                 "runs": [{"drift": drift, "time": 25.0, "failed": False} for drift in drifts],
                 "summary": {"time_to_failure_mean": failure, "failed": 2, "runs": 5},
@@ -260,19 +377,21 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
             },
         )
     write_json(folder / "other.json", [1, 2, 3])
+    write_json(folder / "foreign.json", {"command": "vasp_std", "models": ["a", "b"]})
+    (folder / "log.json").write_text('{"step": 1}\n{"step": 2}\n')
     add_measurements([run], [folder], "kcal/mol")
     assert run.values["forces_rmse"] == pytest.approx(2 / KCAL_PER_MOL)
     assert run.values["energy_per_atom_rmse"] == pytest.approx(0.002 / KCAL_PER_MOL)
     assert run.values["forces_cosine"] == 2.0
-    assert run.values["time_to_failure@NVE, 300 K, 25 ps"] == 12.5
-    assert run.values["time_to_failure@NVT, 300 K, 25 ps"] == 20.0
-    assert run.values["failed_runs@NVE, 300 K, 25 ps"] == 0.4
-    assert run.values["energy_drift@NVE, 300 K, 25 ps"] == 5.0
-    assert not [
-        key
-        for key in run.values
-        if key in ("distances_mae@NVE, 300 K, 25 ps", "energy_drift@NVT, 300 K, 25 ps")
-    ]
+    assert f"{folder / 'log.json'}: not readable as JSON, so left out." in capsys.readouterr().err
+    nve = "NVE, 300 K, 25 ps, 0.5 fs, failure at 0.5 Angstrom"
+    nvt = "NVT, 300 K, 25 ps, 0.5 fs, 0.01/fs, failure at 0.5 Angstrom"
+    assert run.values[f"time_to_failure@H2O, {nve}"] == 12.5
+    assert run.values[f"time_to_failure@C6H6, {nve}"] == 1.0
+    assert run.values[f"time_to_failure@H2O, {nvt}"] == 20.0
+    assert run.values[f"failed_runs@H2O, {nve}"] == 0.4
+    assert run.values[f"energy_drift@H2O, {nve}"] == 5.0
+    assert not run.values.keys() & {f"distances_mae@H2O, {nve}", f"energy_drift@H2O, {nvt}"}
     # Conditions get rows of their own, with the quantity's title and judgement.
     make_report([folder], out=tmp_path / "out")
     (picture,) = (tmp_path / "out").glob("survival_*.png")
@@ -280,8 +399,8 @@ def test_measurements_are_found_and_converted(folder, tmp_path):
     markdown = (tmp_path / "out" / "report.md").read_text()
     rows = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}  # |difference| makes no cells
-    assert "time to failure, NVE, 300 K, 25 ps (ps)" in markdown
-    assert "time to failure, NVT, 300 K, 25 ps (ps)" in markdown
+    for condition in (f"H2O, {nve}", f"C6H6, {nve}", f"H2O, {nvt}"):
+        assert f"time to failure, {condition} (ps)" in markdown
 
 
 def test_survival_counts_unfinished_starts_as_far_as_they_went():
@@ -307,6 +426,43 @@ def test_results_of_moved_folders_go_to_the_run_with_the_longest_common_path(tmp
     assert not [
         key for method in runs if method != "baseline" for key in runs[method].values if key == "energy_rmse"
     ]
+
+
+def test_errors_on_several_test_sets_are_rows_of_their_own(folder, tmp_path):
+    paths = {run.checkpoint: 2.0 if "piwsl" in str(run.checkpoint) else 5.0 for run in find_runs([folder])}
+    evaluation(folder / "evaluate.json", paths)
+    there = entries_of(folder, tmp_path / "out")
+    assert there["energy_rmse", "PITC"]["change"] == pytest.approx(-0.6)
+    hot = {path: 9.0 for path, error in paths.items() if error == 2.0}
+    evaluation(folder / "hot.json", hot, "hot/data.lmdb@:100", 100)
+    evaluation(folder / "later.json", {path.with_name("checkpoint.pt"): 7.0 for path in hot})
+    there = entries_of(folder, tmp_path / "out")
+    test = "energy_rmse@test, 6 structures"
+    assert there[test, "PITC"]["change"] == pytest.approx(-0.6)
+    for condition, error in (("hot@:100, 100 structures", 9.0), ("test, 6 structures, checkpoint.pt", 7.0)):
+        entry = there[f"energy_rmse@{condition}", "PITC"]
+        assert (entry["mean"], entry["change"]) == (error, None)
+    assert "energy RMSE, hot@:100, 100 structures (eV)" in (tmp_path / "out" / "report.md").read_text()
+    assert {q for q, _ in there if q.startswith("energy_rmse")} == {
+        test, "energy_rmse@hot@:100, 100 structures", "energy_rmse@test, 6 structures, checkpoint.pt"
+    }  # fmt: skip
+
+
+def test_errors_of_a_run_that_is_not_reported_are_no_other_runs(tmp_path, source):
+    first, second = (moved_run(tmp_path, tmp_path / name / "seed0", 0, source) for name in ("a", "b"))
+    torch.save({**torch.load(second), "val_metrics": 1}, second)  # not the same file
+    evaluation(tmp_path / "a" / "evaluate.json", {first: 2.0, second: 9.0})
+
+    def error(folder):
+        (run,) = find_runs([folder])
+        add_measurements([run], [folder], "eV")
+        return run.values.get("energy_rmse")
+
+    assert error(tmp_path / "a") == 2.0
+    second.unlink()
+    assert error(tmp_path / "a") == 2.0
+    shutil.copytree(tmp_path / "a", tmp_path / "copied" / "a")  # the original is still there
+    assert error(tmp_path / "copied") == 2.0
 
 
 def test_weights_that_set_themselves_have_a_picture(folder, source, tmp_path):
@@ -383,7 +539,8 @@ def test_report_has_the_errors_of_its_own_data_and_options(source, tmp_path, mon
     def evaluate(checkpoints, data, **options):
         value = {"a": 1.0, "b": 2.0}[Path(data).stem] + (10 if options.get("gradient_forces") else 0)
         model = {"checkpoint": str(path), "metrics": {"energy_rmse": {"value": value}}}
-        return {"command": "evaluate", "units": {"energy_rmse": "eV"}, "models": [model]}
+        about = {"data": str(data), "structures": 6, "units": {"energy_rmse": "eV"}}
+        return {"command": "evaluate", **about, "models": [model]}
 
     def error(data, **options):
         folders = [tmp_path / "runs"]
