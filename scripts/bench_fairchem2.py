@@ -109,7 +109,7 @@ def bench(config: Any, rounds: int, warmup: int) -> dict[str, Any]:
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles."""
-    low, _, high = statistics.quantiles(values, n=4)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": statistics.median(values), "lower": low, "upper": high}
 
 

@@ -23,7 +23,6 @@ from publish import shown_pictures
 from recipes.carry_out import (
     carry_out,
     finish,
-    relative_lengths,
     use_data,
     without_missing_reference,
     write_trainings,
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         write_results(recipe, args.scale, planned, out, publish=args.publish)
         return
     tests = further_tests(recipe)
-    configs = make_configs(recipe, planned, chosen, args)
+    configs = make_configs(recipe, chosen, args)
     seeds = args.seeds or (recipe.smoke.seeds if small else recipe.seeds)
     trainings = write_trainings(configs, seeds, out)
     carry_out(
@@ -120,15 +119,13 @@ def further_tests(recipe: Recipe) -> dict[str, Path]:
 
 
 def make_configs(
-    recipe: Recipe, planned: dict[str, PlannedRun], chosen: dict[str, PlannedRun], args: argparse.Namespace
+    recipe: Recipe, chosen: dict[str, PlannedRun], args: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """Training configs of the chosen runs, small ones for the small scale."""
     small = args.scale == "smoke"
-    originals = {name: one.config() for name, one in planned.items()}
-    lengths = relative_lengths(originals)
     data = dict(item.partition("=")[::2] for item in args.data)
     stand_in = example_data if small and recipe.smoke.steps else None
-    configs = use_data({name: originals[name] for name in chosen}, data, stand_in)
+    configs = use_data({name: one.config() for name, one in chosen.items()}, data, stand_in)
     if not small:
         return configs
     scale = read_yaml(SMALL, "small scale")
@@ -137,7 +134,7 @@ def make_configs(
         if recipe.smoke.steps is None:
             settings = merge(scale, {"optim": {"batch_size": own.batch_size}})
         steps = args.steps or recipe.smoke.steps or own.steps
-        configs[name] = shrink(config, settings, round(steps * lengths[name]))
+        configs[name] = shrink(config, settings, round(steps * chosen[name].length))
     return configs
 
 
@@ -169,8 +166,8 @@ def write_results(
     if publish:
         path, pictures = PUBLISHED / f"{recipe.name}.json", ROOT / "docs" / "images"
         only = shown_pictures()
-        if path.exists():
-            results = with_published(results, read_results(path), planned)
+        published = read_results(path) if path.exists() else {**results, "runs": []}
+        results = with_published(results, published, planned)
     write_json(path, results)
     print(f"{len(results['runs'])} runs: {path}", *draw_all(results, pictures, only), sep="\n")
 

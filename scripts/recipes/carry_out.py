@@ -18,10 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fairchem_piwsl.config import data_folder, moved
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_text
-from fairchem_piwsl.report.runs import model_name
 from recipes.compare import best_checkpoint, train
 from recipes.recipe_file import Recipe
-from recipes.scale import innermost_model
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,6 @@ def use_data(
         if name not in used:
             raise UserError(f"--data {name}=...: the recipe uses {', '.join(sorted(used))}.")
     return placed
-
-
-def relative_lengths(configs: Mapping[str, Any]) -> dict[str, float]:
-    """How much longer each config trains than the shortest one of its model on its data."""
-    epochs = {name: config["optim"]["max_epochs"] for name, config in configs.items()}
-    kinds = {
-        name: (config["dataset"]["train"]["src"], model_name(innermost_model(config["model"])))
-        for name, config in configs.items()
-    }
-    return {
-        name: epochs[name] / min(epochs[other] for other in configs if kinds[other] == kinds[name])
-        for name in configs
-    }
 
 
 def write_trainings(configs: Mapping[str, Any], seeds: Sequence[int], out: Path) -> list[Training]:

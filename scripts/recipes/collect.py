@@ -10,6 +10,7 @@ from typing import Any
 
 from fairchem_piwsl.config import data_folder, get_value, read_yaml
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
+from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import read_json
 from fairchem_piwsl.report.curves import read_curves
 from fairchem_piwsl.settings import PIWSLSettings
@@ -55,15 +56,34 @@ def with_published(
 ) -> dict[str, Any]:
     """Results with the published runs that they lack, in the order of the plan: a recipe may run on several machines.
 
-    A published run that the recipe no longer has, or has with another length or with other values of what it varies, is
-    left out; other keys of a method are not in the file. Costs that were measured for one seed, or published, hold for all.
+    Costs that were measured for one seed, or published, hold for all. Other keys of a method are not in the file.
+
+    Raises:
+        UserError: published numbers would be lost or mixed with others: of another scale; of runs that the recipe no
+            longer has, or has with another length or with other values of what it varies; of another number of steps
+            or structures; or new ones come from other data than the recipe's.
     """
     kind = itemgetter("data", "model", "method", "length", "settings")
+    size = itemgetter("n_train", "steps", "batch_size")
+    if published["scale"] != results["scale"]:
+        raise UserError(f"published results are of the scale {published['scale']}, not {results['scale']}.")
     order = [
         (run.data.name, run.model, run.label, run.length, dict(run.settings)) for run in planned.values()
     ]
+    if lost := [run["method"] for run in published["runs"] if kind(run) not in order]:
+        raise UserError(
+            f"the recipe no longer has {lost[0]} as it is published; remove its runs from the file first, or keep it."
+        )
     known_runs = [*published["runs"], *results["runs"]]
-    runs = {(order.index(kind(run)), run["seed"]): run for run in known_runs if kind(run) in order}
+    runs: dict[tuple[int, int], dict[str, Any]] = {}
+    for run in known_runs:
+        before = runs.setdefault((order.index(kind(run)), run["seed"]), run)
+        if size(before) != size(run) or run["trained_on"] != run["data"]:
+            raise UserError(
+                f"{run['data']}/{run['model']}_{run['method']}, seed {run['seed']}: {run['steps']} steps with "
+                f"{run['n_train']} structures of {run['trained_on']} do not go with what is published."
+            )
+        runs[order.index(kind(run)), run["seed"]] = run
     found = [runs[place] for place in sorted(runs)]
     for cost, same in COSTS.items():
         place = itemgetter(*same)

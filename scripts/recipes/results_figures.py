@@ -105,7 +105,8 @@ def error_against_cost(results: Results, path: Path) -> Path | None:
     if data is None:
         return None
     models = [model for d, model in groups if d == data]
-    methods = [m for m in dict.fromkeys(m for g in groups.values() for m in g) if _has_forces(groups, m)]
+    all_methods = dict.fromkeys(m for methods in groups.values() for m in methods)
+    methods = [m for m in all_methods if not m.startswith(ENERGIES_ONLY)]
     costs = {"prediction of one structure (ms)": _prediction_ms, "training (min)": _training_minutes}
     with figures.figure(10.5, 7.6) as fig:
         grid = fig.subplots(2, 2, sharex="col", sharey="row")
@@ -132,10 +133,6 @@ def error_against_cost(results: Results, path: Path) -> Path | None:
         _legend(fig, {}, methods)
         fig.suptitle(f"{_shown(data)}; line: Pareto front")
         return figures.save(fig, path)
-
-
-def _has_forces(groups: Mapping[Any, Mapping[str, list[Run]]], method: str) -> bool:
-    return not method.startswith(ENERGIES_ONLY) and any(method in methods for methods in groups.values())
 
 
 def _prediction_ms(runs: Sequence[Run]) -> float:

@@ -98,6 +98,13 @@ def by_seed(runs: Sequence[Run], error: str) -> dict[int, float]:
     return {run["seed"]: run["errors"][error] for run in runs}
 
 
+def of_shared_seeds(before: Sequence[Run], after: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Both groups without the runs of seeds that the other one lacks."""
+    seeds = {run["seed"] for run in before} & {run["seed"] for run in after}
+    first, second = ([run for run in runs if run["seed"] in seeds] for runs in (before, after))
+    return first, second
+
+
 def changes(runs: Sequence[Run], before: Sequence[Run]) -> tuple[Change | None, Change | None]:
     """Changes of the energy and of the force error."""
     energy, forces = (paired_change(by_seed(runs, e), by_seed(before, e)) for e in (ENERGY, FORCES))

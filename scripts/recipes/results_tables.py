@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fairchem_piwsl.errors import UserError
@@ -22,6 +22,7 @@ from recipes.results_file import (
     grouped,
     is_longer,
     matching,
+    of_shared_seeds,
     product_of_errors,
     size_families,
 )
@@ -31,7 +32,7 @@ E, F = TITLES.values()
 CHANGE = "change [95 %]"
 MARKED = re.compile(
     r"(?P<start>^<!-- results: (?P<recipe>\S+) (?P<table>\S+)(?: (?P<pattern>\S+))? -->\n)"
-    r"(?P<body>.*?)(?P<end><!-- end of results -->)",
+    r"(?P<body>(?:(?!^<!-- results: ).)*?)(?P<end><!-- end of results -->)",
     re.DOTALL | re.MULTILINE,
 )
 START = re.compile(r"^<!-- results: ", re.MULTILINE)
@@ -60,7 +61,7 @@ def gains(results: Results, pattern: str = "*") -> str:
         for family in families(methods):
             best, auto = best_baseline(family), _auto(family)
             if best is not None and auto is not None:
-                before, after = family[best], family[auto]
+                before, after = of_shared_seeds(family[best], family[auto])
                 labels = "energies" if auto.startswith(ENERGIES_ONLY) else "energies, forces"
                 energy, forces = (_percent(change) for change in changes(after, before))
                 errors = [_from_to(before, after, ENERGY), energy, _from_to(before, after, FORCES), forces]
@@ -75,8 +76,8 @@ def _compared(results: Results, pattern: str) -> list[list[str]]:
             best = best_baseline(family)
             for method, runs in family.items():
                 if not is_longer(runs):
-                    against = (None, None) if best in (None, method) else changes(runs, family[best])
-                    rows.append([data, model, method, str(len(runs)), *_errors(runs, against)])
+                    before = [] if best in (None, method) else family[best]
+                    rows.append([data, model, method, str(len(runs)), *_errors(runs, before)])
     return rows
 
 
@@ -98,15 +99,15 @@ def hand_chosen(results: Results, pattern: str = "*") -> str:
 def _auto_against(
     results: Results, pattern: str, rival: Callable[[Mapping[str, list[Run]]], str | None]
 ) -> str:
-    """Two rows for each data set, model and kind of labels: the rival, and `auto` with its changes against that."""
+    """Two rows for each data set, model and kind of labels: the rival, and `auto` with its changes; shared seeds."""
     rows = []
     for (data, model), methods in grouped(results, pattern).items():
         for family in families(methods):
             name, auto = rival(family), _auto(family)
             if name is not None and auto is not None:
-                before, runs = family[name], family[auto]
-                rows.append([data, model, name, *_errors(before, (None, None))])
-                rows.append(["", "", auto, *_errors(runs, changes(runs, before))])
+                before, runs = of_shared_seeds(family[name], family[auto])
+                rows.append([data, model, name, *_errors(before)])
+                rows.append(["", "", auto, *_errors(runs, before)])
     return markdown_table(("data", "model", "method", E, CHANGE, F, CHANGE), rows, left=(0, 1, 2))
 
 
@@ -214,6 +215,8 @@ TABLES: dict[str, Callable[[Results, str], str]] = {
 def change(results: Results, place: str, method: str, error: str) -> str:
     """`5.49 ± 0.17 → 3.11 ± 0.07: −43.3 % [−53, −33]`, from the best baseline of as many steps to a method.
 
+    All of the seeds that both have.
+
     Args:
         results: content of a results file.
         place: `<data set>/<model>`.
@@ -232,8 +235,9 @@ def change(results: Results, place: str, method: str, error: str) -> str:
             "name a data set/model and method of the recipe, and energy or forces."
         )
     key = ENERGY if error == "energy" else FORCES
-    difference = paired_change(by_seed(family[method], key), by_seed(family[best], key))
-    return f"{_from_to(family[best], family[method], key)}: {_percent(difference)}"
+    before, after = of_shared_seeds(family[best], family[method])
+    difference = paired_change(by_seed(after, key), by_seed(before, key))
+    return f"{_from_to(before, after, key)}: {_percent(difference)}"
 
 
 def fill(page: str, read: Callable[[str], Results]) -> str:
@@ -250,7 +254,7 @@ def fill(page: str, read: Callable[[str], Results]) -> str:
     Raises:
         UserError: a table or a change is not known, or a mark has no end.
     """
-    if len(START.findall(page)) != sum(1 for _ in _marks(page)):
+    if len(START.findall(page)) != len(MARKED.findall(page)):
         raise UserError(
             "a mark '<!-- results: RECIPE TABLE -->' lacks its '<!-- end of results -->'; add it."
         )
@@ -271,14 +275,12 @@ def fill(page: str, read: Callable[[str], Results]) -> str:
     return CHANGED.sub(changed, MARKED.sub(written, page))
 
 
-def _marks(page: str) -> Iterator[re.Match[str]]:
-    """Marks of tables, each with its own end."""
-    return (mark for mark in MARKED.finditer(page) if not START.search(mark["body"]))
-
-
-def _errors(runs: Sequence[Run], against: tuple[Change | None, Change | None]) -> list[str]:
-    energy, forces = against
-    return [_spread(runs, ENERGY), _percent(energy), _spread(runs, FORCES), _percent(forces)]
+def _errors(runs: Sequence[Run], before: Sequence[Run] = ()) -> list[str]:
+    """Energy and force error, each with its change; where one side lacks seeds, with how many both have."""
+    shared, most = len(of_shared_seeds(before, runs)[0]), max(len(before), len(runs))
+    note = f" ({shared} of {most} seeds)" if 0 < shared < most else ""
+    energy, forces = (f"{_percent(change)}{note}" for change in changes(runs, before))
+    return [_spread(runs, ENERGY), energy, _spread(runs, FORCES), forces]
 
 
 def _percent(change: Change | None) -> str:

@@ -58,9 +58,10 @@ def shrink(config: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -
 
 
 def schedule(steps: int, structures: int, batch_size: int, validations: int) -> dict[str, int]:
-    """Keys of `optim` for a cosine schedule of at least `steps` steps with some validations."""
-    epochs = math.ceil(steps / math.ceil(structures / batch_size))
-    return {"max_epochs": epochs, "T_max": steps, "eval_every": max(1, steps // validations)}
+    """Keys of `optim` for whole epochs with at least `steps` steps, a cosine to zero and some validations."""
+    per_epoch = math.ceil(structures / batch_size)
+    epochs = math.ceil(steps / per_epoch)
+    return {"max_epochs": epochs, "T_max": epochs * per_epoch, "eval_every": max(1, steps // validations)}
 
 
 def innermost_model(block: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rmd17_aspirin
 import yaml
 from conftest import make_config
 from recipes.compare import Result, compare
@@ -17,11 +18,24 @@ from recipes.compare_fairchem2 import train as train_fairchem2
 from recipes.compare_report import as_recipe, learning_curve, markdown_table, plot, present, rows
 from recipes.results_file import best_baseline, by_seed, grouped, read_results
 
+from fairchem_piwsl.config import load_config, with_overrides
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.training.checkpoints import read_checkpoint
 from fairchem_piwsl.units import KCAL_PER_MOL
 
 METHODS = {"baseline": ["--optim.piwsl.c_pitc=0.0"], "piwsl": []}
+
+
+@pytest.mark.parametrize(("method", "overrides"), rmd17_aspirin.METHODS.items())
+def test_methods_of_rmd17_aspirin_are_what_their_names_say(method, overrides):
+    config = with_overrides(load_config(rmd17_aspirin.CONFIG), overrides)
+    settings = PIWSLSettings.from_config(config["optim"]["piwsl"])
+    assert (settings.auto, settings.every_n_steps, settings.energy_share) == (False, 1, 0)
+    assert settings.weak == ("PITC" in method or method == "case F")
+    energies_only = method.startswith("energies only")
+    assert config["evaluation_metrics"]["primary_metric"] == ("energy_rmse" if energies_only else "forces_rmse")
+    assert len(config["loss_functions"]) == (1 if energies_only else 2)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from recipes.results_file import read_results
 from recipes.results_tables import CHANGED
 from scipy import stats
 
+from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.printed_results import printed_values
 
 RESULTS = sorted((publish.DOCS / "results").glob("*.json"))
@@ -77,12 +78,23 @@ def test_publishing_adds_to_what_is_published():
         made_up_run(*data, name, 0, 3.0, 4.0, settings=settings),
         made_up_run(*data, "baseline", 1, 6.0, 4.2),
         made_up_run(*data, "baseline", 0, 6.1, 4.2),
-        made_up_run(*data, "of_an_older_recipe", 0, 1.0, 1.0),
-        made_up_run(*data, "pitc_k_2nd0_c_pitc10_eps_max0.1", 0, 1.0, 1.0, settings=settings),
     ]
     new = [made_up_run(*data, "baseline", 0, 5.9, 4.1), made_up_run(*data, "baseline", 2, 5.8, 4.3)]
     found = with_published(results(new), results(published), planned)
     assert found["runs"] == [new[0], published[1], new[1], published[0]]
+
+    for more, changed, message in (
+        ({"method": "of_an_older_recipe"}, {}, "no longer has of_an_older_recipe"),
+        ({"method": "pitc_k_2nd0_c_pitc10_eps_max0.1", "settings": settings}, {}, "no longer has pitc_k_2nd0"),
+        ({}, {"steps": 26}, "baseline, seed 0: 26 steps with 100 structures of rmd17_aspirin_100"),
+        ({}, {"n_train": 60}, "60 structures"),
+        ({}, {"trained_on": "aspirin"}, "structures of aspirin do not go with"),
+    ):
+        older = [*published, made_up_run(*data, "baseline", 3, 6.0, 4.0) | more]
+        with pytest.raises(UserError, match=message):
+            with_published(results([new[0] | changed]), results(older), planned)
+    with pytest.raises(UserError, match="of the scale paper, not smoke"):
+        with_published(results(new), results(published) | {"scale": "paper"}, planned)
 
 
 def test_published_costs_hold_for_new_seeds():

@@ -18,32 +18,35 @@ from scipy import stats
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report import figures
-from fairchem_piwsl.report.statistics import paired_change, paired_p
+from fairchem_piwsl.report.statistics import paired_change
 
 PNG = b"\x89PNG"
 
 
-def test_change_is_of_means_and_its_interval_that_of_the_paired_difference():
+def test_change_is_the_geometric_mean_of_ratios_and_its_interval_that_of_their_logarithms():
     before, values = {0: 6.0, 1: 5.0, 2: 7.0}, {2: 3.5, 0: 3.2, 1: 2.2, 5: 9.0}
     change = paired_change(values, before)
-    difference = np.array([3.2 - 6, 2.2 - 5, 3.5 - 7])
-    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
-    assert change.mean == pytest.approx(difference.mean() / 6)
-    assert (change.low, change.high) == pytest.approx((low / 6, high / 6))
-    assert change.p == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
+    logarithms = np.log([3.2 / 6, 2.2 / 5, 3.5 / 7])
+    low, high = stats.t.interval(0.95, 2, logarithms.mean(), stats.sem(logarithms))
+    assert change.mean == pytest.approx((3.2 / 6 * 2.2 / 5 * 3.5 / 7) ** (1 / 3) - 1)
+    assert (1 + change.low, 1 + change.high) == pytest.approx((np.exp(low), np.exp(high)))
+    assert change.p == pytest.approx(stats.ttest_1samp(logarithms, 0).pvalue)
 
 
 @pytest.mark.parametrize("shift", [0.1, 0.3, 1.0, 3.0])
 def test_interval_excludes_zero_where_p_is_below_five_percent(shift):
-    before = dict(enumerate([5.0, 6.0, 7.5]))
-    values = {0: 5.0 - shift, 1: 6.2 - shift, 2: 7.1 - shift}
-    change = paired_change(values, before)
-    assert (change.low <= 0 <= change.high) == (paired_p(list(values.values()), list(before.values())) > 0.05)
+    change = paired_change({0: 5.0 - shift, 1: 6.2 - shift, 2: 7.1 - shift}, {0: 5.0, 1: 6.0, 2: 7.5})
+    assert (change.low <= 0 <= change.high) == (change.p > 0.05)
+
+
+def test_no_interval_reaches_below_nothing():
+    change = paired_change({0: 0.1, 1: 1.4, 2: 0.2}, {0: 0.8, 1: 1.9, 2: 1.0})
+    assert -1 < change.low < change.mean < change.high
 
 
 def test_one_seed_has_a_change_but_no_interval():
     change = paired_change({0: 3.0}, {0: 6.0})
-    assert (change.mean, change.low, change.high, change.p) == (-0.5, None, None, None)
+    assert (change.mean, change.low, change.high, change.p) == (pytest.approx(-0.5), None, None, None)
     assert paired_change({0: 3.0}, {1: 6.0}) is None
 
 
@@ -75,9 +78,18 @@ def test_comparison_table_holds_what_the_runs_say():
     runs += [made_up_run("d", "m", "auto", seed, 3.0 + 0.5 * seed, 4.2) for seed in range(3)]
     rows = TABLES["comparison"](results(runs), "*").splitlines()[2:]
     assert rows[0] == "| d | m | baseline | 3 | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  |"
-    assert rows[1].startswith("| d | m | auto | 3 | 3.50 ± 0.50 | −50.0 % [−68, −32] | 4.20 ± 0.00 | +5.0 % ")
+    assert rows[1].startswith("| d | m | auto | 3 | 3.50 ± 0.50 | −50.0 % [−50, −50] | 4.20 ± 0.00 | +5.0 % ")
     first = TABLES["short"](results(runs), "*").splitlines()[2]
     assert first == "| baseline | 7.00 ± 1.00 |  | 4.00 ± 0.00 |  |"
+
+
+def test_change_of_fewer_seeds_says_so_and_stands_beside_errors_of_these_seeds():
+    runs = [made_up_run("d", "m", "baseline", seed, 6.0 - seed, 4.0) for seed in range(3)]
+    content = results([*runs, made_up_run("d", "m", "auto", 0, 6.3, 4.0)])
+    assert "| auto | 1 | 6.30 | +5.0 % (1 of 3 seeds) |" in TABLES["comparison"](content, "*")
+    assert "| 6.00 → 6.30 | +5.0 % |" in TABLES["gains"](content, "*")
+    page = "<!-- change: r d/m auto energy --><!-- end of change -->"
+    assert ">6.00 → 6.30: +5.0 %<" in fill(page, lambda _: content)
 
 
 def test_gains_table_keeps_runs_without_force_labels_apart():
@@ -192,7 +204,7 @@ def test_a_change_within_a_line_is_against_the_best_baseline_of_its_family():
     runs += [made_up_run("d", "m", "auto", seed, 3.0 + 0.5 * seed, 4.2) for seed in range(3)]
     mark = "| a <!-- change: r d/m auto energy -->{}<!-- end of change --> b |"
     filled = fill(mark.format("old"), {"r": results(runs)}.__getitem__)
-    assert filled == mark.format("7.00 ± 1.00 → 3.50 ± 0.50: −50.0 % [−68, −32]")
+    assert filled == mark.format("7.00 ± 1.00 → 3.50 ± 0.50: −50.0 % [−50, −50]")
     forces = fill(mark.replace("energy", "forces").format(""), {"r": results(runs)}.__getitem__)
     assert "4.00 ± 0.00 → 4.20 ± 0.00: +5.0 %" in forces
 
