@@ -95,10 +95,6 @@ def _unlabelled(atoms: Atoms, dtype: Any) -> Any:
     from torch_geometric.data import Data
 
     positions, cell = boxed(atoms)
-    fixed = np.zeros(len(atoms), dtype=int)
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            fixed[constraint.index] = 1
     return Data(
         pos=torch.as_tensor(positions, dtype=dtype),
         atomic_numbers=torch.as_tensor(atoms.numbers, dtype=torch.long),
@@ -107,8 +103,17 @@ def _unlabelled(atoms: Atoms, dtype: Any) -> Any:
         pbc=torch.as_tensor(atoms.pbc, dtype=torch.bool).view(1, 3),
         natoms=len(atoms),
         tags=torch.as_tensor(atoms.get_tags(), dtype=torch.int),
-        fixed=torch.as_tensor(fixed, dtype=torch.int),
+        fixed=torch.as_tensor(fixed_atoms(atoms), dtype=torch.int),
     )
+
+
+def fixed_atoms(atoms: Atoms) -> np.ndarray:
+    """Which atoms ASE's `FixAtoms` holds, [N]."""
+    fixed = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            fixed[constraint.index] = True
+    return fixed
 
 
 def vacuum_gaps(atoms: Atoms) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import lmdb
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled, no_forces
@@ -153,6 +154,8 @@ def _labelled(fields: dict[str, Any], source: str) -> Labelled:
         cell=None if cell is None else np.asarray(cell, dtype=float).reshape(3, 3),
         pbc=np.asarray(pbc, dtype=bool).reshape(3) if pbc is not None else cell is not None,
     )
+    if (fixed := fields.get("fixed")) is not None:
+        atoms.set_constraint(FixAtoms(mask=np.asarray(fixed, dtype=bool)))
     # data sets older than fairchem's present names call the labels y and force
     energy, forces = fields.get("energy", fields.get("y")), fields.get("forces", fields.get("force"))
     return Labelled(

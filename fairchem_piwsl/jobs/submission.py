@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,17 @@ def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[s
         for member in members:
             member["identifier"] = "-".join([part for part in [member["identifier"], *parts] if part])
         configs += members
-    several = len(configs) > 1
+    several = len(configs) > 1 or bool(args.seeds)
     if several or args.submit:
         # Upstream takes the time of the job's start, which the jobs of an array share; and a job that starts
         # again must find its name in the config.
         named = bool(args.timestamp_id) and not several
         args.timestamp_id = args.timestamp_id or run_name()
+        # members of a grid are alike but for their place; the rest keep their names when others join them
+        same = Counter(config["identifier"] for config in configs)
         for index, config in enumerate(configs):
-            parts = [args.timestamp_id, "" if named else config["identifier"], str(index) if several else ""]
+            alike = same[config["identifier"]] > 1
+            parts = [args.timestamp_id, "" if named else config["identifier"], str(index) if alike else ""]
             config["timestamp_id"] = "-".join(part for part in parts if part)
     return configs
 

@@ -209,7 +209,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _spread(values: list[float]) -> dict[str, float]:
-    lower, median, upper = statistics.quantiles(values, n=4)
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 

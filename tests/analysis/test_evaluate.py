@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from helpers_analysis import rattled, train, write_lmdb
 from PIL import Image
 from rich.console import Console
@@ -84,6 +85,17 @@ def test_errors_equal_numpy_on_upstreams_predictions(checkpoints, data, structur
         assert metrics["energy_mae"]["value"] == pytest.approx(expected, rel=1e-5)
         expected = np.sqrt(np.mean(forces**2)) / KCAL_PER_MOL
         assert metrics["forces_rmse"]["value"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_forces_on_fixed_atoms_do_not_count_as_in_training(checkpoints, structures, tmp_path):
+    held = [atoms.copy() for atoms in structures]
+    for atoms, labelled in zip(held, structures, strict=True):
+        forces = labelled.get_forces()
+        forces[0] += 100.0
+        atoms.calc = SinglePointCalculator(atoms, energy=labelled.get_potential_energy(), forces=forces)
+        atoms.set_constraint(FixAtoms([0]))
+    table = evaluate(checkpoints[:1], write_lmdb(tmp_path / "held.lmdb", held), cpu=True, n_bootstrap=20)
+    assert table["models"][0]["metrics"]["forces_rmse"]["value"] < 100.0 / KCAL_PER_MOL / 10
 
 
 def test_command_writes_json_and_pictures_and_keeps_earlier_results(checkpoints, data, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase import units
+from ase.constraints import FixAtoms
 from fairchem.core.datasets import LmdbDataset
 from helpers_datasets import crystals, molecules, save
 from test_datasets_published import ethanol, write_sgdml
@@ -19,7 +20,7 @@ from fairchem_piwsl.datasets.lmdb_checks import number_of_structures, unpickle
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.datasets.read import read_labelled, read_structure
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.structures import Labelled, boxed, to_batch, to_data
+from fairchem_piwsl.structures import Labelled, boxed, fixed_atoms, to_batch, to_data
 
 
 class Mischief:
@@ -53,6 +54,16 @@ def test_every_format_gives_the_same_labels(tmp_path):
         assert s.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
         np.testing.assert_allclose(s.forces, atoms.get_forces(), atol=1e-6)
         assert s.atoms.calc is None
+
+
+def test_atoms_that_are_held_stay_so_in_every_format(tmp_path):
+    frames = molecules(12, names=("CH3OH",))
+    for atoms in frames:
+        atoms.set_constraint(FixAtoms([0, 3]))
+    prepare([save(tmp_path / "a.traj", frames)], tmp_path / "out", 10, 1, 1, quiet=True)
+    for path in ("a.traj", "out/train"):
+        for item in read_labelled(tmp_path / path):
+            assert np.flatnonzero(fixed_atoms(item.atoms)).tolist() == [0, 3]
 
 
 def test_slices_and_limits(tmp_path):

@@ -47,6 +47,17 @@ def test_configs_times_seeds_with_names_of_their_own(tmp_path: Path) -> None:
     assert all(c["optim"]["lr_initial"] == 0.5 for c in configs)
 
 
+@pytest.mark.parametrize("more", [[], ["--method", "baseline", "piwsl"]], ids=["config", "methods"])
+def test_runs_keep_their_names_when_seeds_join_or_leave(more: list[str]) -> None:
+    flags = ["--config-yml", "configs/s2ef/example.yml", "--timestamp-id", "t", *more]
+    names = [
+        {c["timestamp_id"] for c in configs_of(*flags, "--seeds", *seeds)[1]}
+        for seeds in ((0,), (0, 1), (0, 1, 2))
+    ]
+    assert names[0] < names[1] < names[2]
+    assert all(name.startswith("t-") for name in names[2])
+
+
 def test_one_config_is_left_to_upstream(tmp_path: Path) -> None:
     (tmp_path / "a.yml").write_text("optim: {}\n")
     (config,) = configs_of("--config-yml", tmp_path / "a.yml")[1]

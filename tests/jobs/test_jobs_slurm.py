@@ -147,7 +147,7 @@ def test_two_nodes_of_two_tasks_train_like_one_process(tmp_path: Path) -> None:
     assert ours["step"] == 6
     same = checkpoint(tmp_path, f"job-{plain}")
     assert all(torch.equal(value, same["state_dict"][name]) for name, value in ours["state_dict"].items())
-    reference, other = checkpoint(tmp_path, "one-seed0-0"), checkpoint(tmp_path, "one-seed1-1")
+    reference, other = checkpoint(tmp_path, "one-seed0"), checkpoint(tmp_path, "one-seed1")
     strip = {name.removeprefix("module."): value for name, value in reference["state_dict"].items()}
     for name, value in ours["state_dict"].items():
         torch.testing.assert_close(value, strip[name.removeprefix("module.")], rtol=1e-4, atol=1e-6)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.training.bench import _kernel_seconds, _variants, bench
+from fairchem_piwsl.training.bench import _kernel_seconds, _spread, _variants, bench
 
 BOTH = {"c_pitc": 1.2, "c_pisc": 0.01, "eps_max": 0.02}
 
@@ -86,6 +86,12 @@ def test_ratios_are_of_steps_in_the_same_round(tiny_data, tmp_path):
         assert 0 < ratio["lower_quartile"] <= ratio["median"] <= ratio["upper_quartile"]
     peaks = {name: variant["peak_bytes"] for name, variant in result["variants"].items()}
     assert peaks["enlarged batch"] > 2 * peaks["baseline"] > 0
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 2.0, 9.0]])
+def test_quartiles_lie_among_the_rounds(values):
+    found = _spread(values)
+    assert min(values) < found["lower_quartile"] < found["median"] < found["upper_quartile"] < max(values)
 
 
 def test_kernels_are_the_gpus_without_the_range_around_the_optimizers(monkeypatch):
