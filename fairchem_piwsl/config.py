@@ -318,8 +318,8 @@ def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
         block: Any = result
         for depth, name in enumerate(path):
             place = _place(block, name, key, ".".join(path[:depth]))
-            if isinstance(block, dict) and block.get(place) is None:
-                block[place] = {}
+            inner = block.get(place) if isinstance(block, dict) else block[place]
+            block[place] = {} if inner is None else copy.copy(inner)  # an alias may put it elsewhere too
             block = block[place]
         block[_place(block, last, key, ".".join(path))] = copy.deepcopy(value)
     return result

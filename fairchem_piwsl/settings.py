@@ -193,12 +193,13 @@ class PIWSLSettings:
     def measures(self, step: int) -> bool:
         """Whether the gradients are measured at a training step (counted from 1).
 
-        Not at the first one: force heads start near zero and give hardly a gradient, so that the energy labels
-        would get next to no weight while the model takes its direction, which costs forces to the end.
+        Not at the first ones: force heads start near zero and give hardly a gradient, so that the energy labels
+        would get next to no weight while the model takes its direction, which costs forces to the end. Steps before
+        `start_step` measure the energy alone.
         """
         elapsed = step - max(self.start_step, 1)
         interval = self.every_n_steps * math.ceil(STEPS_BETWEEN_MEASUREMENTS / self.every_n_steps)
-        return self.balances and elapsed > 0 and elapsed % interval == 0
+        return self.balances and step > STEPS_BETWEEN_MEASUREMENTS and elapsed % interval == 0
 
     def without_weak_terms(self) -> PIWSLSettings:
         """These settings with all weak terms off, and the balances that are not set by hand."""

@@ -125,6 +125,16 @@ def test_overrides_reach_lists_and_new_blocks():
     assert CONFIG["loss_functions"][0] == {"energy": {"fn": "mae", "coefficient": 1}}
 
 
+def test_an_override_changes_one_of_the_places_where_an_alias_stands(tmp_path):
+    path = tmp_path / "a.yml"
+    path.write_text("normalizer: {energy: &kcal {mean: 0.0, stdev: 0.04}, forces: *kcal}\n")
+    config = load_config(path)
+    changed = with_overrides(config, ["--normalizer.energy.stdev=25.1"])
+    unchanged = {"mean": 0.0, "stdev": 0.04}
+    assert changed["normalizer"] == {"energy": {"mean": 0.0, "stdev": 25.1}, "forces": unchanged}
+    assert config["normalizer"] == {"energy": unchanged, "forces": unchanged}
+
+
 def test_a_block_is_merged_as_upstream_does():
     argument = "--optim={'batch_size': 8, 'piwsl': {'c_pitc': 1}}"
     upstream = utils.merge_dicts(CONFIG, utils.create_dict_from_args([argument]))[0]

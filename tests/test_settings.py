@@ -214,6 +214,12 @@ def test_every_n_steps_counts_from_the_first():
     assert [step for step in range(1, 13) if sparse.ramp(step)] == [3, 6, 9, 12]
 
 
+@pytest.mark.parametrize(("start", "first"), [(0, 61), (2000, 80)])
+def test_energies_are_balanced_from_the_start(start, first):
+    own = settings(auto=True, start_step=start)
+    assert [step for step in range(1, first + 61) if own.measures(step)] == [first, first + 60]
+
+
 @pytest.mark.parametrize(
     ("block", "steps", "first"),
     [

@@ -53,8 +53,9 @@ class WeightedTasks:
         weights = {n: getattr(s, f"c_{n}") * (1.0 if s.weak_share else ramp) for n, _ in self._weak if ramp}
         values = dict.fromkeys([ENERGY, *weights], torch.zeros(()))  # weights of other steps need none
         if measures := s.measures(self.step):
-            losses = compute_loss([task for _, task in self._tasks], outputs, *batch)
-            for name, task in self._tasks:
+            tasks = self._tasks if ramp else self._tasks[: self._supervised]  # before `start_step`
+            losses = compute_loss([task for _, task in tasks], outputs, *batch)
+            for name, task in tasks:
                 values[name] = values.get(name, 0.0) + losses[task.name]
         terms = [Term(n, value, weights.get(n, 1.0), weak=n in weights) for n, value in values.items()]
         if measures:

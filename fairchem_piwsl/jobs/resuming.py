@@ -2,7 +2,7 @@
 
 A run resumes when it is asked to: by `--checkpoint`, or by the `--timestamp-id` of a run that has a checkpoint, as
 a job does that SLURM queues again. Under its own name it must be the same run; with `--checkpoint` it may differ,
-and says in what.
+but for what the file brings along, and says in what.
 """
 
 import copy
@@ -14,6 +14,7 @@ from typing import Any
 from fairchem_piwsl.config import entries
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoint_files import load_weights, no_training_state, read_checkpoint
+from fairchem_piwsl.training.class_arguments import SCHEDULERS, of_signature
 from fairchem_piwsl.training.data_checks import by_split
 from fairchem_piwsl.training.preflight import build_model
 
@@ -30,6 +31,14 @@ COMPARED = {
     "dataset": "dataset.train",
     "val_dataset": "dataset.val",
 }
+#: what fairchem's trainer loads from a checkpoint over what it made from the config: in words, and by its keys
+STAYS = "whose optimizer, schedule, average, normalisers and element references stay"
+LOADED = (
+    "optim.lr_initial", "optim.weight_decay", "optim.optimizer", "optim.optimizer_params", "optim.scheduler",
+    *(f"optim.{name}" for kind in SCHEDULERS.values() for name in of_signature(kind).settings),
+    "optim.ema_decay", "optim.ema_warmup",
+    "dataset.train.transforms.normalizer", "dataset.train.transforms.element_references",
+)  # fmt: skip
 #: to be told of at most so many differences
 MAX_SHOWN = 8
 
@@ -65,7 +74,8 @@ def check_start(config: Mapping[str, Any], ranks: int) -> None:
 
     Raises:
         UserError: the checkpoint is no checkpoint, is of another model, holds weights alone where training is to
-            go on, or was left under the same name by a run with other settings.
+            go on, has a state of training that `config` would change, or was left under the same name by a run
+            with other settings.
     """
     own = own_checkpoint(config)
     path = own or config.get("checkpoint")
@@ -78,7 +88,12 @@ def check_start(config: Mapping[str, Any], ranks: int) -> None:
     if own:
         check_same_run(config, own, ranks)
     elif config["mode"] == "train" and (found := differences(checkpoint, config, ranks)):
-        logging.warning(f"going on from {path} with other settings: {_listed(found)}")
+        if loaded := [difference for difference in found if _is_loaded(difference)]:
+            raise UserError(
+                f"--checkpoint goes on from {path}, {STAYS}: {_listed(loaded)}. Repeat these settings, or start anew "
+                "from its weights with optim.finetune_from."
+            )
+        logging.warning(f"going on from {path}, {STAYS}, with other settings: {_listed(found)}")
     if (config.get("task") or {}).get("strict_load", True):  # fairchem's key: else what fits is taken
         load_weights(build_model(config["model"]), checkpoint, path, key)
 
@@ -90,7 +105,7 @@ def check_same_run(config: Mapping[str, Any], own: Path, ranks: int) -> None:
         raise UserError(
             f"--timestamp-id {config['timestamp_id']} names a run with other settings, in {own.parent}: "
             f"{_listed(found)}. Repeat its settings to go on with it, or give another --timestamp-id for a new run "
-            f"(with --checkpoint {own}, to go on from there with the new settings)."
+            f"(with --checkpoint {own}, {STAYS}, to go on from there)."
         )
 
 
@@ -110,6 +125,13 @@ def differences(checkpoint: Mapping[str, Any], config: Mapping[str, Any], ranks:
         for key in sorted({*old, *new})
         if not _same(key, old.get(key), new.get(key))
     ]
+
+
+def _is_loaded(difference: str) -> bool:
+    """Whether the config would change what is loaded; its files may have moved, and without T_max the run's end holds."""
+    key, _, change = difference.partition(" was ")
+    free = key.endswith(".file") or (key == "optim.T_max" and change.endswith(" is not set"))
+    return not free and any(f"{key}.".startswith(f"{name}.") for name in LOADED)
 
 
 def _as_in_checkpoint(config: Mapping[str, Any]) -> dict[str, Any]:

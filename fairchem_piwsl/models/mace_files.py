@@ -17,11 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from fairchem_piwsl.config import get_value
 from fairchem_piwsl.datasets.element_references import N_ELEMENTS
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import whole_file
-from fairchem_piwsl.training.checkpoint_files import load_weights, need_trust, read_checkpoint
+from fairchem_piwsl.training.checkpoint_files import (
+    copy_averaged_weights,
+    load_weights,
+    need_trust,
+    read_checkpoint,
+)
 from fairchem_piwsl.training.precision import default_dtype
+from fairchem_piwsl.units import ENERGY_UNITS
 
 
 def import_mace() -> Any:
@@ -85,12 +92,13 @@ def write_model(model: nn.Module, path: str | Path, references: np.ndarray, scal
 
 
 def export(checkpoint: str | Path, path: str | Path) -> None:
-    """Write the MACE model of a fairchem checkpoint as a `.model` file in eV."""
+    """Write the MACE model of a fairchem checkpoint, with its averaged weights, as a `.model` file in eV."""
     from fairchem_piwsl.training.preflight import build_model
 
     content = read_checkpoint(checkpoint, key="piwsl mace export")
     model: Any = build_model(content["config"]["model"])
     load_weights(model, content, checkpoint, key="piwsl mace export")
+    copy_averaged_weights(model, content)
     if not hasattr(model, "mace"):
         raise UserError(f"{checkpoint} holds a {type(model).__name__}: only MACE can be exported.")
     normalizer = content.get("normalizers", {}).get("energy", {"mean": torch.zeros(1), "rmsd": torch.ones(1)})
@@ -103,7 +111,8 @@ def export(checkpoint: str | Path, path: str | Path) -> None:
     if "energy" in content.get("elementrefs", {}):
         values = content["elementrefs"]["energy"]["element_references"].double().numpy()
         references[: len(values)] = values[:N_ELEMENTS]
-    write_model(model.mace, path, references, float(normalizer["rmsd"]) / model.ev_per_output)
+    unit = ENERGY_UNITS[get_value(content["config"], "optim.piwsl.energy_unit", "eV")]
+    write_model(model.mace, path, unit * references, unit * float(normalizer["rmsd"]) / model.ev_per_output)
 
 
 def _rebuilt(model: nn.Module) -> nn.Module:

@@ -188,6 +188,10 @@ def _model(model: Any, key: str = "name") -> Block:
 # ---------------------------------------------------------------- optim
 
 
+def _or_minus_1(meaning: str) -> Kind:
+    return Kind(f"a whole number >= 1, or -1 for {meaning}", lambda v: v == -1 or whole(1).holds(v))
+
+
 def _optim(optim: Mapping[str, Any]) -> Block:
     optimizer = OPTIMIZERS.get(str(optim.get("optimizer", "AdamW")))
     scheduler = SCHEDULERS.get(str(optim.get("scheduler")))
@@ -200,12 +204,11 @@ def _optim(optim: Mapping[str, Any]) -> Block:
     cosine = ["scheduler_params"] if optim.get("scheduler") == "LambdaLR" and "lr_lambda" not in optim else []
     return Block(
         {
-            **named(whole(1), "batch_size eval_batch_size max_epochs eval_every warmup_steps"),
+            **named(whole(1), "batch_size eval_batch_size max_epochs eval_every"),
             **named(number(low=0), "lr_initial weight_decay warmup_epochs warmup_factor"),
             "num_workers": whole(0),
-            "checkpoint_every": Kind(
-                "a whole number >= 1, or -1 for the end of each epoch", lambda v: v == -1 or whole(1).holds(v)
-            ),
+            "checkpoint_every": _or_minus_1("the end of each epoch"),
+            "warmup_steps": _or_minus_1("no warm-up"),
             "optimizer": one_of(OPTIMIZERS),
             "optimizer_params": of_signature(optimizer, ("params", "lr")) if optimizer else ANYTHING,
             "scheduler": one_of(

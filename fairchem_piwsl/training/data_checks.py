@@ -75,7 +75,7 @@ def check_datasets(dataset: Any, outputs: Mapping[str, Any], model: nn.Module) -
     finally:
         for data in opened:
             close(data)
-    if "train" in labels and not labels["train"]:
+    if wanted and "train" in labels and not labels["train"]:
         raise UserError(
             f"dataset.train.src: {found['train']['src']} has none of the labels {', '.join(wanted)}; name them "
             "with dataset.train.key_mapping (e.g. {y: energy, force: forces}) or make the data set again with "

@@ -105,7 +105,13 @@ def check_config(config: Mapping[str, Any], needs_data: bool = True, reads_data:
     labels = check_datasets(config["dataset"], config["outputs"], model) if reads_data else {}
     with_forces = "forces" in labels.get("val", labels.get("train", {"forces"}))
     if not primary:
-        return "forces_rmse" if with_forces and "forces" in config["outputs"] else "energy_rmse"
+        target = "forces" if with_forces and "forces" in config["outputs"] else "energy"
+        if own and target not in config["outputs"]:
+            raise UserError(
+                "evaluation_metrics.primary_metric is missing; name a validation metric, such as "
+                f"{next(iter(config['outputs']))}_mae (it has a default for labels of energy and forces alone)."
+            )
+        return f"{target}_rmse"
     if not with_forces and "forces" in primary:
         raise UserError(
             f"evaluation_metrics.primary_metric '{primary}' needs force labels, and dataset.val has none; use "
@@ -184,10 +190,12 @@ def in_new_layout(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_schedule(optim: Mapping[str, Any]) -> None:
-    """Upstream's schedule where none is named, a function of four settings."""
-    needed = ("warmup_steps", "warmup_factor", "lr_gamma", "lr_milestones")
+    """Upstream's schedule where none is named, a function of four settings, or three without a warm-up."""
     if "scheduler" in optim:
         return
+    needed = ["warmup_steps", "lr_gamma", "lr_milestones"]
+    if optim.get("warmup_steps") != -1:
+        needed.append("warmup_factor")
     if any(key not in optim for key in needed):
         raise UserError(
             "optim.scheduler is missing; name one, or 'Null' in quotes for a constant learning rate (upstream's "

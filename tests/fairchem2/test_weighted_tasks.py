@@ -77,6 +77,15 @@ def test_weights_by_hand_grow_with_the_ramp() -> None:
     assert [task.loss_fn.coefficient for task in unit.tasks] == [1.0, 1.0]
 
 
+def test_energies_are_balanced_before_the_weak_terms_start() -> None:
+    unit, record = helpers.unit(helpers.model()), Coefficients()
+    helpers.fit(unit, [helpers.batch()] * 4, [PIWSLCallback(**AUTO | dict(start_step=4)), record])
+    energies = [seen["energy"] for seen in record.seen]
+    assert energies[0] == 1.0
+    assert all(weight != 1.0 for weight in energies[1:])
+    assert ["piwsl_pitc" in seen for seen in record.seen] == [False, False, False, True]
+
+
 @pytest.mark.parametrize(("own", "limit"), [(None, CLIP_GRAD_NORM), (3.0, 3.0)])
 def test_auto_limits_the_gradient_where_the_unit_does_not(own: float | None, limit: float) -> None:
     unit, seen = helpers.unit(helpers.model(), clip_grad_norm=own), []

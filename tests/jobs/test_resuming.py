@@ -57,6 +57,11 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return config
 
 
+def from_checkpoint(finished: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A new run from the checkpoint of the finished one."""
+    return changed(finished, timestamp_id="new", checkpoint=str(own_checkpoint(finished)), **changes)
+
+
 # ------------------------------------------------------------------ names
 
 
@@ -147,10 +152,50 @@ def test_another_number_of_ranks(finished: dict[str, Any]) -> None:
         check_start(finished, 2)
 
 
-def test_a_given_checkpoint_says_what_differs(finished: dict[str, Any], caplog: Any) -> None:
-    given = changed(finished, timestamp_id="new", checkpoint=str(own_checkpoint(finished)), seed=3)
-    check_start(given, 1)
-    assert "with other settings: seed was 0 and is 3" in caplog.text
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 3}, "seed was 0 and is 3"),
+        ({"loss_functions": [{"energy": {"fn": "mae", "coefficient": 2}}]},
+         "loss_functions.0.energy.coefficient was 1 and is 2"),
+        ({"optim__lr_milestones": [200]}, "optim.lr_milestones.0 was not set and is 200"),
+        ({"optim__T_max": None}, "optim.T_max was 16 and is not set"),
+        ({"dataset__train__transforms": {"normalizer": {"file": "moved.npz"}}},
+         "dataset.train.transforms.normalizer.file was not set and is 'moved.npz'"),
+    ],
+    ids=["seed", "loss", "default-schedule", "to-the-end", "moved"],
+)  # fmt: skip
+def test_a_given_checkpoint_says_what_differs(
+    finished: dict[str, Any], caplog: Any, changes: dict[str, Any], words: str
+) -> None:
+    check_start(from_checkpoint(finished, **changes), 1)
+    assert f"with other settings: {words}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optim__lr_initial": 0.5}, "optim.lr_initial was 0.01 and is 0.5"),
+        ({"optim__weight_decay": 0.1}, "optim.weight_decay was not set and is 0.1"),
+        ({"optim__optimizer": "SGD"}, "optim.optimizer was 'AdamW' and is 'SGD'"),
+        ({"optim__optimizer_params": {"betas": [0.8, 0.9]}}, "optim.optimizer_params.betas.0 was not set and is 0.8"),
+        ({"optim__scheduler": "Null"}, "optim.scheduler was 'CosineAnnealingLR' and is 'Null'"),
+        ({"optim__T_max": 32}, "optim.T_max was 16 and is 32"),
+        ({"optim__ema_decay": 0.5}, "optim.ema_decay was 0.9 and is 0.5"),
+        ({"dataset__train__transforms": {"normalizer": {"forces": {"mean": 0.0, "stdev": 1.0}}}},
+         "dataset.train.transforms.normalizer.forces.mean was not set and is 0.0"),
+    ],
+    ids=["rate", "decay", "optimizer", "optimizer-params", "schedule", "T_max", "average", "normaliser"],
+)  # fmt: skip
+def test_what_a_checkpoint_brings_along_stays(
+    finished: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    """Fairchem loads it over what the config says, which would be without effect."""
+    with pytest.raises(UserError, match="--checkpoint goes on from ") as caught:
+        check_start(from_checkpoint(finished, seed=3, **changes), 1)
+    assert words in str(caught.value)
+    assert "seed" not in str(caught.value)
+    assert "optim.finetune_from" in str(caught.value)
 
 
 def test_old_layouts_are_compared_after_translation(tmp_path: Path) -> None:
@@ -206,28 +251,27 @@ def test_a_signal_ends_all_seeds_and_the_rest_is_trained_later(tmp_path: Path, h
     arguments = command(tmp_path, path, "--seeds", "0", "1", "2", "--timestamp-id", "s")
     # seed 0 has ended, seed 1 is stopped
     subprocess.run(
-        command(tmp_path, path, "--seed", "0", "--timestamp-id", "s-seed0-0"),
+        command(tmp_path, path, "--seed", "0", "--timestamp-id", "s-seed0"),
         check=True, env=environment(), capture_output=True,
     )  # fmt: skip
-    first = tmp_path / "checkpoints" / "s-seed0-0" / "checkpoint.pt"
+    first = tmp_path / "checkpoints" / "s-seed0" / "checkpoint.pt"
     before = first.stat().st_mtime_ns
-    stopped = start_and_hold(tmp_path, arguments, tmp_path / "results" / "s-seed1-1" / "held-2")
+    stopped = start_and_hold(tmp_path, arguments, tmp_path / "results" / "s-seed1" / "held-2")
     stopped.send_signal(how)
     errors = stopped.communicate()[1]
     if how == signal.SIGTERM:
         assert stopped.returncode == launch.STOPPED, errors[-2000:]
         assert "run the same command with --timestamp-id s." in errors.splitlines()[-1]
         assert (
-            torch.load(tmp_path / "checkpoints" / "s-seed1-1" / "checkpoint.pt", weights_only=True)["step"]
-            == 2
+            torch.load(tmp_path / "checkpoints" / "s-seed1" / "checkpoint.pt", weights_only=True)["step"] == 2
         )
-    assert not (tmp_path / "checkpoints" / "s-seed2-2").exists()
+    assert not (tmp_path / "checkpoints" / "s-seed2").exists()
 
     again = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr[-2000:]
     assert [torch.load(p, weights_only=True)["step"] for p in checkpoints(tmp_path)] == [4, 4, 4]
     assert first.stat().st_mtime_ns == before
-    steps = (tmp_path / "results" / "s-seed1-1" / "steps.txt").read_text().split("\n")
+    steps = (tmp_path / "results" / "s-seed1" / "steps.txt").read_text().split("\n")
     assert [int(line.split()[0]) for line in steps if line] == (
         [1, 2, 3, 4] if how == signal.SIGTERM else [1, 2, 2, 3, 4]
     )

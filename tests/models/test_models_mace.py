@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from conftest import KCAL_PER_MOL, make_config, make_trainer
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 from helpers_models import batch_of, build, double_precision, structures
 from test_models_gradient_forces import deviation_from_central_differences
 from typer.testing import CliRunner
 
+from fairchem_piwsl.analysis.potential import load_potential
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 
@@ -113,23 +114,34 @@ def test_checkpoints_load_into_the_calculator(trained):
     assert rotated.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
 
 
-def test_exported_models_predict_what_the_checkpoint_predicts(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "energy_unit", "in_ev"),
+    [
+        ("best_checkpoint.pt", "eV", 1.0),
+        ("checkpoint.pt", "eV", 1.0),  # has the averaged weights beside the latest
+        ("checkpoint.pt", "kcal/mol", units.kcal / units.mol),
+    ],
+)
+def test_exported_models_predict_what_the_checkpoint_predicts(trained, tmp_path, name, energy_unit, in_ev):
     """Through the command, and back in as a foundation."""
+    content = torch.load(trained.with_name(name), weights_only=True)
+    content["config"]["optim"]["piwsl"]["energy_unit"] = energy_unit
+    trained = tmp_path / name
+    torch.save(content, trained)
     for command in (
         ["export", str(trained), str(tmp_path / "trained.model")],
         ["references", str(tmp_path / "trained.model"), str(tmp_path / "references.npz")],
     ):
         assert CliRunner().invoke(app, ["mace", *command]).exit_code == 0
     references = np.load(tmp_path / "references.npz")["element_references"]
-    assert references[[1, 6, 8]].tolist() == pytest.approx([0.3, 1.0, -0.5])
+    assert references[[1, 6, 8]].tolist() == pytest.approx([0.3 * in_ev, in_ev, -0.5 * in_ev])
     model = build({"name": "mace", "foundation": str(tmp_path / "trained.model")})
-    calculator = OCPCalculator(checkpoint_path=str(trained), cpu=True)
-    for atoms in structures()[:2]:
+    predicted = load_potential(trained, cpu=True).predict(structures()[:2])
+    for atoms, energy, forces in zip(structures()[:2], predicted.energy, predicted.forces, strict=True):
         out = model(batch_of([atoms]))
-        atoms.calc = calculator
-        energy = out["energy"].item() + references[atoms.numbers].sum()
-        assert energy == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
-        np.testing.assert_allclose(out["forces"].detach().numpy(), atoms.get_forces(), atol=1e-4)
+        exported = out["energy"].item() + references[atoms.numbers].sum()
+        assert exported == pytest.approx(in_ev * energy, abs=1e-4)
+        np.testing.assert_allclose(out["forces"].detach().numpy(), in_ev * forces, atol=1e-4)
 
 
 def test_training_starts_from_a_file(published, tiny_data, tmp_path):

@@ -102,6 +102,15 @@ def test_keys_of_upstreams_configs_pass(name):
     assert check_keys(UPSTREAM[name])
 
 
+def test_upstreams_schedule_without_a_warm_up():
+    """As in its configs/oc22/s2ef/painn/painn.yml."""
+    config = make_config(
+        Path("data"), Path("runs"), warmup_steps=-1, lr_gamma=0.8, lr_milestones=[64000, 96000]
+    )
+    del config["optim"]["scheduler"]
+    assert check_keys(config)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("scheduler", ["Null", "ExponentialLR", "CosineAnnealingLR"])
 def test_settings_of_another_schedule_may_stay(name, scheduler):

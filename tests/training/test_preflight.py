@@ -156,19 +156,38 @@ def test_relaxations_need_structures_to_relax(config, tiny_data):
     check_config(config)
 
 
+HYDRA = {
+    "name": "hydra", "otf_graph": True, "pass_through_head_outputs": False,
+    "backbone": {
+        "model": "painn_backbone", "hidden_channels": 16, "num_layers": 1, "num_rbf": 8, "cutoff": 5.0,
+        "max_neighbors": 20, "use_pbc": True, "otf_graph": True, "regress_forces": True, "direct_forces": True,
+    },
+}  # fmt: skip
+
+
 def test_heads_that_return_dictionaries_need_a_property(config):
-    config["model"] = {
-        "name": "hydra", "otf_graph": True, "pass_through_head_outputs": False,
-        "backbone": {
-            "model": "painn_backbone", "hidden_channels": 16, "num_layers": 1, "num_rbf": 8, "cutoff": 5.0,
-            "max_neighbors": 20, "use_pbc": True, "otf_graph": True, "regress_forces": True, "direct_forces": True,
-        },
-        "heads": {"energy": {"module": "painn_energy_head"}, "forces": {"module": "painn_force_head"}},
-    }  # fmt: skip
+    heads = {"energy": {"module": "painn_energy_head"}, "forces": {"module": "painn_force_head"}}
+    config["model"] = {**HYDRA, "heads": heads}
     assert "outputs.energy.property is none of the outputs energy of its head" in error(config)
     for name in ("energy", "forces"):
         config["outputs"][name]["property"] = name
     make_trainer(config)
+
+
+def test_outputs_of_other_names(config):
+    """Upstream's trainer takes any; the plugin's then has no metric of its own for the best checkpoint."""
+    config["model"] = {**HYDRA, "heads": {"gap": {"module": "painn_energy_head"}}}
+    config["outputs"] = {"gap": {"level": "system", "property": "energy"}}
+    config["loss_functions"] = [{"gap": {"fn": "mae", "coefficient": 1}}]
+    config["evaluation_metrics"] = {"metrics": {"gap": ["mae"]}, "primary_metric": "gap_mae"}
+    config["dataset"]["train"] |= {"key_mapping": {"energy": "gap"}, "transforms": {}}
+    del config["optim"]["piwsl"]
+    assert check_config({**config, "trainer": "ocp"}) == "gap_mae"
+    assert check_config(config) == "gap_mae"
+    del config["evaluation_metrics"]["primary_metric"]
+    assert "evaluation_metrics.primary_metric is missing; name a validation metric, such as gap_mae" in error(
+        config
+    )
 
 
 def test_unknown_setting(config):
