@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command lines print it without a traceback and end with exit code 2.
     """
+
+
+class DivergedError(UserError, FloatingPointError):
+    """Training produced NaN or infinity."""

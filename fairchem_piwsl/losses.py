@@ -81,7 +81,11 @@ def pitc(
     k: float = 0.0,
     kind: PointLoss = "mse",
 ) -> Tensor:
-    """Taylor-expansion consistency l(E_C, T(E_A, F_A, dr)) (Eq. 3), second order for k > 0: `[B]`."""
+    """Taylor-expansion consistency l(E_C, T(E_A, F_A, dr)) (Eq. 3), second order for k > 0: `[B]`.
+
+    With labels as `a` it is the weak label (Eqs. A2, A3), with predicted forces the variant WL + FP (Table A17); NaN
+    where a label is missing.
+    """
     residual = leg_residual(a, c, dr, batch, k)
     return point_loss(residual, kind, c.energy, _squared(dr, batch, len(residual)))
 
@@ -141,16 +145,6 @@ def pisc(
     work_bc = work(leg_forces(b.forces, forces_c, k), b_to_c, batch, num_structures)
     residual = (b.energy - a.energy) - (work_bc - work_ac)
     return point_loss(residual, kind, a.energy - work_ac, _squared(dr, batch, num_structures))
-
-
-def weak_label(
-    reference: Prediction, c: Prediction, dr: Tensor, batch: Tensor, kind: PointLoss = "mse"
-) -> Tensor:
-    """Weak label l(E_C, T(E_ref, F_ref, dr)) (Eqs. A2, A3): `[B]`, NaN where a label is missing.
-
-    With the predicted F_A as `reference.forces` it is the variant WL + FP (Table A17).
-    """
-    return pitc(reference, c, dr, batch, 0.0, kind)
 
 
 def consistency_terms(

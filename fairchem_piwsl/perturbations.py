@@ -8,6 +8,7 @@ passed in, so a draw can be repeated.
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from fairchem_piwsl.settings import PIWSLSettings
 
@@ -19,16 +20,6 @@ def step_generator(seed: int, rank: int, step: int, device: torch.device, stream
     """
     state = np.random.SeedSequence((seed, rank, step, stream)).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) & (2**63 - 1))
-
-
-def uniform_components(num_atoms: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Vectors [N, 3] with components drawn from U(-1, 1)."""
-    return 2 * torch.rand(num_atoms, 3, generator=generator, device=like.device, dtype=like.dtype) - 1
-
-
-def unit_vectors(vectors: Tensor) -> Tensor:
-    """Each atom's vector [N, 3] scaled to length one (Eq. 6); a zero vector stays zero."""
-    return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 def adversarial_direction(
@@ -46,7 +37,7 @@ def adversarial_direction(
     flip = torch.where(coin, -1.0, 1.0).to(force_error)
     # without an energy label the sign is unknown, and the flip makes it irrelevant
     sign = torch.sign(torch.nan_to_num(energy_error.detach(), nan=1.0)).to(force_error)
-    return unit_vectors(-(sign * flip)[batch, None] * force_error.detach())
+    return normalize(-(sign * flip)[batch, None] * force_error.detach(), dim=-1)
 
 
 def magnitudes(
@@ -112,9 +103,9 @@ def draw(
         if direction is None:
             raise ValueError("an adversarial draw needs its direction.")
     else:
-        direction = uniform_components(len(pos), pos, generator)
+        direction = 2 * torch.rand(pos.shape, generator=generator, device=pos.device, dtype=pos.dtype) - 1
         if settings.perturbation == "sphere":
-            direction = unit_vectors(direction)
+            direction = normalize(direction, dim=-1)
     eps = magnitudes(len(natoms), settings.eps_max, settings.magnitude == "drawn", pos, generator)
     moves = choose_atoms(batch, natoms, free, settings.fraction, generator)
     displacement = torch.where(moves[:, None], eps[batch, None] * direction, 0.0)

@@ -71,7 +71,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
         # a share that grows is up to the balance, which would measure a growing weight away
         ramp = 1.0 if s.weak_share else s.ramp(self.step)
         unit = self._units.kcal_per_output
-        if s.auto and "forces" in dict(self.loss_functions):
+        if s.auto and any(name == "forces" and info["coefficient"] for name, info in self.loss_functions):
             labelled = ~batch.forces.isnan().any(-1)
             at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
         for name, weight, values in losses.consistency_terms(s, at, out.moved, index, batch.fixed == 0):
@@ -79,7 +79,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
             yield Term(name, mean_over_ranks(values), ramp * weight, unit, weak=True)
         if s.c_wl:
             reference, labelled = self._reference(at["A"], batch)
-            values = losses.weak_label(reference, at["C"], out.moved["C"], index, s.point_loss)
+            values = losses.pitc(reference, at["C"], out.moved["C"], index, kind=s.point_loss)
             yield Term("wl", mean_over_ranks(values, labelled), ramp * s.c_wl, unit, weak=True)
 
     def _reference(self, a: Prediction, batch: Batch) -> tuple[Prediction, Tensor]:

@@ -124,12 +124,11 @@ def make_config(
             "test": {"src": str(data / "test.lmdb")},
         },
         "outputs": {
-            "energy": {"level": "system", "prediction_dtype": "float32"},
+            "energy": {"level": "system"},
             "forces": {
                 "level": "atom",
                 "train_on_free_atoms": True,
                 "eval_on_free_atoms": True,
-                "prediction_dtype": "float32",
             },
         },
         "loss_functions": [

@@ -280,7 +280,7 @@ def test_no_leakage_between_structures(tiny_data, tmp_path):
     for name, values in {
         "pitc": losses.pitc(a, c, dr, batch.batch, 0.5),
         "pisc": losses.pisc(a, b, c, dr, dr_b, batch.batch, 1, 0.5),
-        "wl": losses.weak_label(trainer._reference(a, batch)[0], c, dr, batch.batch),
+        "wl": losses.pitc(trainer._reference(a, batch)[0], c, dr, batch.batch),
     }.items():
         for i in range(batch.num_graphs):
             energy, forces = torch.autograd.grad(values[i], monitored, retain_graph=True, allow_unused=True)

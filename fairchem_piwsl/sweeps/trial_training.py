@@ -11,15 +11,11 @@ from typing import Any
 import optuna
 
 from fairchem_piwsl.config import with_values
-from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.errors import DivergedError, UserError
 from fairchem_piwsl.jobs.command_line import parser, with_flags
 from fairchem_piwsl.sweeps.storage import cut_torn_line
 from fairchem_piwsl.sweeps.sweep_file import Objective, Sweep
 from fairchem_piwsl.training.checkpoints import Preempted
-
-
-class DivergedError(Exception):
-    """A validation metric of the objective is not a finite number."""
 
 
 class Reporter:

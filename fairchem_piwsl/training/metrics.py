@@ -13,9 +13,10 @@ import torch
 from fairchem.core.modules.evaluator import Evaluator
 from torch import Tensor
 
+from fairchem_piwsl.errors import DivergedError
 from fairchem_piwsl.training.missing_labels import labelled_structures
 
-#: metrics whose `total` is a sum of squares
+#: root mean squares of every set with these outputs
 ROOT_MEAN_SQUARES = ("energy_rmse", "energy_per_atom_rmse", "forces_rmse", "pitc_rmse")
 
 Metrics = dict[str, dict[str, Any]]
@@ -29,9 +30,8 @@ def lower_is_better(metric: str) -> bool:
 def add(metrics: Metrics, name: str, total: float, numel: int) -> None:
     """Add one batch's sum to a metric; a batch without labels still makes the entry, on every rank."""
     entry = metrics.setdefault(name, {"metric": math.nan, "total": 0.0, "numel": 0.0})
-    # tensors, since upstream divides them and 0 / 0 must not raise
-    entry["total"] = torch.as_tensor(entry["total"], dtype=torch.float64) + total
-    entry["numel"] = torch.as_tensor(entry["numel"], dtype=torch.float64) + numel
+    entry["total"] += total
+    entry["numel"] += numel
     entry["metric"] = _value(name, entry)
 
 
@@ -39,12 +39,12 @@ def add_terms(metrics: Metrics, log: Mapping[str, Tensor], step: int) -> None:
     """Add the terms of one batch's loss, with one transfer from the device.
 
     Raises:
-        FloatingPointError: a term is NaN or infinite.
+        DivergedError: a term is NaN or infinite.
     """
     values = torch.stack(list(log.values())).tolist() if log else []
     for name, value in zip(log, values, strict=True):
         if not math.isfinite(value):
-            raise FloatingPointError(
+            raise DivergedError(
                 f"{name} is {value} at step {step}: training diverged; lower optim.lr_initial or set "
                 "optim.clip_grad_norm."
             )
@@ -73,6 +73,14 @@ def add_squares(
     add(metrics, name, error.double().square().sum().item(), error.numel())
 
 
+def summable(metrics: Metrics) -> Metrics:
+    """Sums as tensors of one type on all ranks, whatever labels each of them has, and for which 0 / 0 is NaN."""
+    return {
+        name: {key: torch.tensor(entry[key], dtype=torch.float64) for key in ("total", "numel")}
+        for name, entry in metrics.items()
+    }
+
+
 def finish(metrics: Metrics) -> Metrics:
     """Plain floats of an aggregated set; metrics without labels are left out."""
     done: Metrics = {}
@@ -87,11 +95,11 @@ def finish(metrics: Metrics) -> Metrics:
 def _value(name: str, entry: Mapping[str, Any]) -> float:
     numel = float(entry["numel"])
     mean = float(entry["total"]) / numel if numel else math.nan
-    return math.sqrt(mean) if name in ROOT_MEAN_SQUARES else mean
+    return math.sqrt(mean) if name.endswith("_rmse") else mean
 
 
 class LabelledEvaluator:
-    """Upstream's evaluator over what is labelled, plus the root mean squares of energy and forces.
+    """Upstream's evaluator over what is labelled, with root mean squares, always of energy and forces.
 
     Args:
         evaluator: upstream's.
@@ -105,13 +113,16 @@ class LabelledEvaluator:
     def eval(
         self, prediction: dict[str, Tensor], target: dict[str, Tensor], prev_metrics: Metrics | None = None
     ) -> Metrics:
-        """Add one batch. Outputs in label units; rows of fixed atoms are already gone from both sides."""
+        """Add one batch. Outputs in label units; where fixed atoms do not count, both sides are without them."""
         metrics = {} if prev_metrics is None else prev_metrics
         num_structures = len(target["natoms"])
         structure = torch.repeat_interleave(
             torch.arange(num_structures, device=target["natoms"].device), target["natoms"]
         )
-        rows = {name: structure if level == "atom" else None for name, level in self.levels.items()}
+        rows: dict[str, Tensor | None] = dict.fromkeys(self.levels)
+        for name, level in self.levels.items():
+            if level == "atom":  # `natoms` is of free atoms, also for an output that counts all of them
+                rows[name] = structure if len(target[name]) == len(structure) else target["batch"]
         labelled = {
             name: labelled_structures(target[name], rows[name], num_structures) for name in self.levels
         }
@@ -121,16 +132,17 @@ class LabelledEvaluator:
                     continue  # upstream's `rmse` is a mean of norms; the root mean square takes its name
                 joint = name not in self.levels or function == "energy_forces_within_threshold"
                 keep = torch.stack([labelled[key] for key in (labelled if joint else [name])]).all(0)
-                both = (_select(values, keep, structure, self.levels) for values in (prediction, target))
+                both = (_select(values, keep, rows) for values in (prediction, target))
                 self._add_upstream(metrics, name, function, *both)
-        if "energy" in self.levels:
-            error = (prediction["energy"].double() - target["energy"].double()).reshape(num_structures)
-            natoms = target["ptr"].diff() if "ptr" in target else target["natoms"]
-            add_squares(metrics, "energy_rmse", error, labelled["energy"])
-            add_squares(metrics, "energy_per_atom_rmse", error / natoms, labelled["energy"])
-        if "forces" in self.levels:
-            error = prediction["forces"].double() - target["forces"].double()
-            add_squares(metrics, "forces_rmse", error, labelled["forces"], structure)
+        for name in self.levels:
+            if name not in ("energy", "forces") and "rmse" not in self.evaluator.target_metrics.get(name, ()):
+                continue
+            error = prediction[name].double() - target[name].double()
+            add_squares(metrics, f"{name}_rmse", error, labelled[name], rows[name])
+            if name == "energy":
+                natoms = target["ptr"].diff() if "ptr" in target else target["natoms"]
+                per_atom = error.reshape(num_structures) / natoms
+                add_squares(metrics, "energy_per_atom_rmse", per_atom, labelled[name])
         return metrics
 
     def _add_upstream(
@@ -151,14 +163,10 @@ class LabelledEvaluator:
             add(metrics, full, 0.0, 0)
 
 
-def _select(
-    values: dict[str, Tensor], keep: Tensor, structure: Tensor, levels: Mapping[str, str]
-) -> dict[str, Tensor]:
+def _select(values: dict[str, Tensor], keep: Tensor, rows: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """The outputs and atom counts of some structures; all that there is where these are all."""
     if keep.all():
         return values
-    keep = keep.to(structure.device)
-    picked = {
-        name: values[name][keep[structure] if level == "atom" else keep] for name, level in levels.items()
-    }
+    keep = keep.to(values["natoms"].device)
+    picked = {name: values[name][keep if row is None else keep[row]] for name, row in rows.items()}
     return {**picked, "natoms": values["natoms"][keep]}

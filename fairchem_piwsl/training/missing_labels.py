@@ -1,6 +1,7 @@
 """Labels that are missing: NaN in every batch, ignored by every loss and metric."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from fairchem.core.common import distutils
@@ -56,13 +57,31 @@ def _label(structure: Data, name: str) -> Tensor | None:
     label = structure.get(name)
     if label is None:
         return None
-    label = torch.as_tensor(label)
+    # a Python float has digits that a total energy needs, and torch would take float32
+    label = torch.as_tensor(label, dtype=torch.float64 if isinstance(label, float) else None)
     if label.isinf().any():
         raise UserError(
             f"structure {structure.get('sid', '?')} has an infinite label '{name}'; remove it or make the data "
             "set again with `piwsl prepare`, which checks labels."
         )
     return torch.atleast_1d(label)
+
+
+def with_free_atoms(batch: Batch, outputs: Collection[str]) -> Batch:
+    """The batch; without a free atom, one like it whose atoms are free and unlabelled.
+
+    Upstream cannot reshape the labels of no atoms.
+
+    Args:
+        outputs: those of which only free atoms count.
+    """
+    if not outputs or (batch.fixed == 0).any():  # upstream waits for the device here as well, to select atoms
+        return batch
+    seen = copy.copy(batch)
+    seen.fixed = torch.zeros_like(batch.fixed)
+    for name in outputs:
+        seen[name] = torch.full_like(batch[name], torch.nan)
+    return seen
 
 
 class LabelledLoss(nn.Module):
@@ -112,7 +131,7 @@ def mean_over_ranks(values: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def labelled_structures(label: Tensor, structure: Tensor | None, num_structures: int) -> Tensor:
-    """Which structures have a complete label [B].
+    """Which structures have a complete label [B]; one without a row has none.
 
     Args:
         label: `[B]` or `[B, 1]` (structure level), or `[N, 3]` with the structure of each row.
@@ -122,5 +141,5 @@ def labelled_structures(label: Tensor, structure: Tensor | None, num_structures:
     missing = label.reshape(len(label), -1).isnan().any(-1)
     if structure is None:
         return ~missing
-    count = structure.new_zeros(num_structures).index_add(0, structure, missing.to(structure))
-    return count == 0
+    none = structure.new_zeros(num_structures)
+    return none.scatter_reduce(0, structure, (~missing).to(structure), "amin", include_self=False) == 1

@@ -7,14 +7,16 @@ in epochs and a start from the weights of a checkpoint.
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from fairchem.core.common import distutils
 from fairchem.core.modules.scheduler import CosineLRLambda
 from fairchem.core.trainers import OCPTrainer
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch
 
@@ -25,7 +27,7 @@ from fairchem_piwsl.training.checkpoints import ResumableMixin
 from fairchem_piwsl.training.cpu_speed import full_speed
 from fairchem_piwsl.training.fine_tuning import start_from
 from fairchem_piwsl.training.loss_terms import Outputs, Term, add_up
-from fairchem_piwsl.training.missing_labels import FillMissingLabels, LabelledLoss
+from fairchem_piwsl.training.missing_labels import FillMissingLabels, LabelledLoss, with_free_atoms
 from fairchem_piwsl.training.random_states import random_state, set_random_state
 
 
@@ -56,6 +58,7 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
 
     def terms(self, out: Outputs, batch: Batch) -> Iterator[Term]:
         """The terms of Eq. 1: upstream's own function, with one of its losses at a time."""
+        batch = with_free_atoms(batch, self._of_free_atoms("train"))
         for target, info in self.loss_functions:
             alone = self._with(loss_functions=[(target, {**info, "coefficient": 1})])
             yield Term(target, super(S2EFTrainer, alone)._compute_loss(out, batch), info["coefficient"])
@@ -67,13 +70,19 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
     def _compute_metrics(self, out: Outputs, batch, evaluator, metrics_so_far=None):
         levels = {name: target["level"] for name, target in self.output_targets.items()}
         labelled = metrics.LabelledEvaluator(evaluator, levels)
+        batch = with_free_atoms(batch, self._of_free_atoms("eval"))
         result = super()._compute_metrics(out, batch, labelled, metrics_so_far)
         # the metrics above have just waited for the device: one more transfer costs nothing
         metrics.add_terms(result, out.log, self.step)
         return metrics.finish(result) if self.model.training else result
 
+    def _of_free_atoms(self, use: str) -> list[str]:
+        """Outputs of which only free atoms count, to `train` or to `eval`."""
+        free = f"{use}_on_free_atoms"
+        return [name for name, o in self.output_targets.items() if o["level"] == "atom" and o.get(free)]
+
     def _aggregate_metrics(self, metrics_of_rank):
-        return metrics.finish(super()._aggregate_metrics(metrics_of_rank))
+        return metrics.finish(super()._aggregate_metrics(metrics.summable(metrics_of_rank)))
 
     def _denorm_preds(self, target_key, prediction, batch):
         if target_key in self.elementrefs:
@@ -131,6 +140,11 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
                 f"step {epochs * steps}; raise optim.max_epochs to go on, or use optim.finetune_from to start "
                 "anew from its weights."
             )
+        best = [(Path(self.config["cmd"]["checkpoint_dir"]) / "best_checkpoint.pt").exists()]
+        distutils.broadcast_object_list(best, src=0, device=self.device)
+        if not best[0]:
+            # lets upstream choose anew: the best of the run that goes on is in another folder
+            self.primary_metric = None
         logging.info(f"training steps: {epochs * steps} ({epochs} epochs of {steps})")
         super().train(disable_eval_tqdm)
         if self.val_loader is not None and self.step % self._eval_every:
@@ -140,6 +154,12 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
             self.update_best(self.evaluation_metrics["primary_metric"], found, disable_eval_tqdm)
             set_random_state(state)
             self.save(checkpoint_file="checkpoint.pt", training_state=True)
+
+    def predict(self, *args: Any, **options: Any) -> dict:
+        """Upstream's predictions, in float32 unless said otherwise: total energies have no digits in its float16."""
+        outputs = {name: {"prediction_dtype": "float32", **o} for name, o in self.config["outputs"].items()}
+        precise = self._with(config={**self.config, "outputs": outputs})
+        return super(S2EFTrainer, precise).predict(*args, **options)
 
     def load_task(self) -> None:
         super().load_task()
@@ -177,10 +197,13 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
         checkpoint = checkpoint or read_checkpoint(checkpoint_path, self.device)
         self._checkpoint_without_state = None if "optimizer" in checkpoint else str(checkpoint_path)
         super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
-        optim = self.config["optim"]
-        follows_run = optim.get("scheduler") == "CosineAnnealingLR" and "T_max" not in optim
-        if follows_run and self.train_loader and not inference_only:
-            end_at(self.scheduler.scheduler, with_schedule(optim, len(self.train_loader))["T_max"])
+        if self.train_loader and not inference_only:
+            optim = self.config["optim"]
+            given = with_schedule(optim, len(self.train_loader))
+            if "T_max" in given and "T_max" not in optim:
+                end_at(self.scheduler.scheduler, given["T_max"])
+            elif "lr_lambda" in given:
+                follow(self.scheduler.scheduler, given["lr_lambda"])
 
     def _with(self, **attributes: Any) -> Any:
         """This trainer with other attributes, for one call of upstream's; the trainer itself does not change."""
@@ -232,3 +255,10 @@ def end_at(cosine: CosineAnnealingLR, steps: int) -> None:
         left = (1 + math.cos(math.pi * cosine.last_epoch / steps)) / 2
         for group, start in zip(cosine.optimizer.param_groups, cosine.base_lrs, strict=True):
             group["lr"] = cosine.eta_min + (start - cosine.eta_min) * left
+
+
+def follow(schedule: LambdaLR, function: Callable[[int], float]) -> None:
+    """Let a schedule that was loaded go on with another function of the step, for the same reasons."""
+    schedule.lr_lambdas = [function] * len(schedule.base_lrs)
+    for group, start in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+        group["lr"] = start * function(schedule.last_epoch)

@@ -104,7 +104,7 @@ def test_settings_differ(results):
 
 
 def test_metrics_equal_those_of_one_rank(results):
-    """Including ranks without a single force label, which must neither hang nor shift the sums."""
+    """Including ranks without a single force label, and one where a batch of three has no energy."""
     joint = results["joint"]["metrics"]
     assert {"forces_rmse", "forces_mae", "energy_rmse", "pitc_rmse"} <= joint.keys()
     for rank in ("first", "second"):

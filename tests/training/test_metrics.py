@@ -14,7 +14,14 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fairchem_piwsl.training.metrics import LabelledEvaluator, add, add_squares, finish, lower_is_better
+from fairchem_piwsl.training.metrics import (
+    LabelledEvaluator,
+    add,
+    add_squares,
+    finish,
+    lower_is_better,
+    summable,
+)
 
 LEVELS = {"energy": "system", "forces": "atom"}
 UPSTREAM = {
@@ -112,6 +119,20 @@ def test_upstreams_rmse_of_norms_does_not_take_the_name():
         assert found[name]["metric"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("level", "rows"), [("system", (5, 9)), ("atom", (12, 1))])
+def test_any_output_has_a_root_mean_square_where_it_is_asked_for(level, rows):
+    natoms = torch.tensor([3, 1, 5, 1, 2])
+    prediction, label = ({"stress": rand(*rows, seed=seed), "natoms": natoms} for seed in (1, 2))
+    label["stress"][-1] = torch.nan
+    counted = slice(None, -1 if level == "system" else -2)  # the last structure has two atoms
+    error = (prediction["stress"] - label["stress"])[counted].numpy()
+    for function, expected in {"rmse": np.sqrt(np.mean(error**2)), "mae": np.mean(np.abs(error))}.items():
+        evaluator = LabelledEvaluator(Evaluator(eval_metrics={"stress": [function]}), {"stress": level})
+        found = finish(evaluator.eval(prediction, label))
+        assert list(found) == [f"stress_{function}"]
+        assert found[f"stress_{function}"]["metric"] == pytest.approx(expected, rel=1e-6)
+
+
 # ------------------------------------------------------------------ upstream's metrics
 
 
@@ -185,6 +206,17 @@ def test_metrics_without_a_single_label_are_left_out():
     assert not [name for name in found if "forces" in name or name == "cosine_similarity"]
 
 
+def test_forces_of_fixed_atoms_count_where_they_are_asked_for():
+    """`natoms` counts free atoms there too; `batch` is the structure of every atom."""
+    ((prediction, label),) = hide(make_batches([[3, 2]]), {}, {0: [1]})
+    label["batch"] = torch.repeat_interleave(torch.arange(2), label["natoms"])
+    natoms = {"natoms": torch.tensor([2, 0])}
+    found = evaluate([(prediction | natoms, label | natoms)], {"forces": ["mae"]})
+    error = (prediction["forces"] - label["forces"])[:3]
+    assert found["forces_mae"]["metric"] == pytest.approx(error.abs().mean().item())
+    assert found["forces_rmse"]["metric"] == pytest.approx(error.square().mean().sqrt().item())
+
+
 def test_entry_exists_on_every_rank():
     """Ranks must agree on the names that they reduce together, whatever labels each of them has."""
     evaluator = LabelledEvaluator(Evaluator(eval_metrics=UPSTREAM), LEVELS)
@@ -195,7 +227,8 @@ def test_entry_exists_on_every_rank():
     assert list(with_labels) == list(bare)
     for entry in bare.values():
         assert entry["numel"] == 0
-        assert entry["total"] / entry["numel"] != 0  # 0 / 0 is NaN, not an exception
+    sums = [entry[key] for entry in summable(bare | with_labels).values() for key in ("total", "numel")]
+    assert {value.dtype for value in sums} == {torch.float64}
     assert finish(bare) == {}
 
 

@@ -171,8 +171,16 @@ def test_any_form_of_energy_mixes_with_missing_ones(missing, form):
             record.energy = {"number": value.item(), "vector": value.reshape(1)}.get(form, value)
     energy = collate(data).energy
     assert energy.shape == (3,)
-    assert torch.equal(energy[~energy.isnan()], torch.stack(values))
-    assert energy.dtype == (torch.float64 if form == "float64" else torch.float32)
+    assert torch.equal(energy[~energy.isnan()], torch.stack(values).to(energy))
+    assert energy.dtype == (torch.float64 if form in ("number", "float64") else torch.float32)
+
+
+def test_a_number_keeps_its_digits():
+    """As `ase_db` gives them: a total energy of all electrons, in float32 half an eV off."""
+    data = records()
+    for record in data:
+        record.energy = -6333329.02
+    assert collate(data).energy.tolist() == [-6333329.02] * 3
 
 
 def test_labels_that_no_record_has_are_made_for_all():
@@ -219,7 +227,8 @@ def test_labelled_structures():
     forces = torch.zeros(9, 3)
     forces[3, 1] = torch.nan  # the only atom of structure 1
     forces[8, 0] = torch.nan
-    assert labelled_structures(forces, BATCH, 3).tolist() == [True, False, False]
+    # structure 3 has no rows: all of its atoms are fixed
+    assert labelled_structures(forces, BATCH, 4).tolist() == [True, False, False, False]
 
 
 def test_mean_over_ranks_of_one_rank():

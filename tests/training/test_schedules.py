@@ -51,18 +51,29 @@ def test_trainer_ends_a_cosine_with_the_last_step(tiny_data: Path, tmp_path: Pat
     assert "T_max" not in trainer.config["optim"]
 
 
-def test_a_cosine_ends_with_the_run_that_is_prolonged(tiny_data: Path, tmp_path: Path):
-    short = make_trainer(make_config(tiny_data, tmp_path, scheduler="CosineAnnealingLR", max_epochs=2))
+def rates(trainer) -> list[float]:
+    """Learning rates of all steps that a trainer takes."""
+    found: list[float] = []
+    step = trainer.scheduler.step
+    trainer.scheduler.step = lambda *a, **k: (found.append(trainer.scheduler.get_lr()), step(*a, **k))
+    trainer.train()
+    return found
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [{"scheduler": "CosineAnnealingLR"}, {"scheduler": "LambdaLR", "scheduler_params": COSINE}],
+    ids=["cosine", "lambda"],
+)
+def test_a_schedule_ends_with_the_run_that_is_prolonged(tiny_data: Path, tmp_path: Path, schedule):
+    short, longer, whole = (
+        make_trainer(make_config(tiny_data, tmp_path, **schedule, max_epochs=epochs)) for epochs in (2, 4, 4)
+    )
     short.train()
-    path = f"{short.config['cmd']['checkpoint_dir']}/checkpoint.pt"
-    longer = make_trainer(make_config(tiny_data, tmp_path, scheduler="CosineAnnealingLR", max_epochs=4))
-    longer.load_checkpoint(path)
-    assert longer.scheduler.get_lr() == pytest.approx(
-        0.5e-3
-    )  # at half of the way, as if it had been the plan
-    longer.train()
+    longer.load_checkpoint(f"{short.config['cmd']['checkpoint_dir']}/checkpoint.pt")
+    # from half of the way on as if it had been the plan
+    assert rates(longer) == pytest.approx(rates(whole)[6:])
     assert longer.step == 12
-    assert longer.scheduler.get_lr() == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -81,14 +92,10 @@ def test_an_incomplete_schedule_names_the_key(params, key, tiny_data, tmp_path):
 def test_trainer_follows_the_cosine(tiny_data: Path, tmp_path: Path):
     schedule = {"scheduler": "LambdaLR", "scheduler_params": {**COSINE, "warmup_epochs": 1}}
     trainer = make_trainer(make_config(tiny_data, tmp_path, **schedule, eval_every=3))
-    rates = []
-    step = trainer.scheduler.step
-    trainer.scheduler.step = lambda *a, **k: (rates.append(trainer.scheduler.get_lr()), step(*a, **k))
-    trainer.train()
     expected = [
         # 3 steps warm up, 6 in all
         0.2, 0.2 * 2 / 3 + 1 / 3, 0.2 / 3 + 2 / 3, 1.0,
         *(0.01 + 0.99 / 2 * (1 + math.cos(math.pi * step / 6)) for step in (4, 5)),
     ]  # fmt: skip
-    assert rates == pytest.approx([1e-3 * factor for factor in expected])
+    assert rates(trainer) == pytest.approx([1e-3 * factor for factor in expected])
     assert "lr_lambda" not in trainer.config["optim"]

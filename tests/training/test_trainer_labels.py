@@ -231,6 +231,31 @@ def test_fixed_atoms_neither_move_nor_count(with_fixed_atoms):
     trainer.train(disable_eval_tqdm=True)
 
 
+@pytest.mark.parametrize("eval_on_free", [True, False])
+def test_a_batch_of_fixed_atoms_has_no_force_loss(with_fixed_atoms, eval_on_free):
+    """Upstream cannot reshape the forces of no atoms; its energy is trained like any other."""
+    for split in ("train", "val"):
+        data = [to_data(atoms, i) for i, atoms in enumerate(labelled_molecules(3))]
+        data[1].fixed[:] = 1
+        (with_fixed_atoms / f"{split}.lmdb").unlink()
+        write_lmdb(with_fixed_atoms / f"{split}.lmdb", data)
+    config = make_config(
+        with_fixed_atoms, with_fixed_atoms, piwsl={"auto": True}, batch_size=1, eval_batch_size=1
+    )
+    config["outputs"]["forces"]["eval_on_free_atoms"] = eval_on_free
+    trainer = make_trainer(config)
+    trainer.model.train()
+    batch = next(batch for batch in trainer.train_loader.loader if batch.fixed.all())
+    out, loss = forward_and_loss(trainer, batch)
+    assert out.log["loss_forces"] == 0
+    assert out.log["loss_energy"] > 0
+    assert batch.fixed.all()
+    assert batch.forces.isfinite().all()
+    loss.backward()
+    trainer.train(disable_eval_tqdm=True)
+    assert trainer.step == 6
+
+
 def test_energy_loss_alone_leaves_the_force_output_to_pitc(tiny_data, tmp_path):
     """Every parameter gets a gradient (distributed training insists), of zero in the force output without PITC."""
     for piwsl, learns in (({}, False), ({"c_pitc": 1.0}, True)):
@@ -245,3 +270,19 @@ def test_energy_loss_alone_leaves_the_force_output_to_pitc(tiny_data, tmp_path):
         output = [p.grad for n, p in trainer.model.named_parameters() if n.startswith("out_forces")]
         assert output
         assert any(gradient.abs().sum() > 0 for gradient in output) == learns
+
+
+def test_forces_of_weight_zero_teach_nothing(tiny_data, tmp_path):
+    """As without the entry, the force output is left to PITC."""
+    gradients = []
+    for forces in ([], [{"forces": {"fn": "l2mae", "coefficient": 0}}]):
+        config = make_config(tiny_data, tmp_path, piwsl={"auto": True})
+        config["loss_functions"] = [{"energy": {"fn": "mae", "coefficient": 1}}, *forces]
+        trainer = make_trainer(config)
+        trainer.step = 1
+        trainer.model.train()
+        forward_and_loss(trainer, first_batch(trainer))[1].backward()
+        gradients.append([p.grad for n, p in trainer.model.named_parameters() if n.startswith("out_forces")])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+    assert any(gradient.abs().sum() > 0 for gradient in gradients[0])

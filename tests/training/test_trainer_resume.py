@@ -136,6 +136,20 @@ def test_best_checkpoint_may_be_that_of_the_last_step(tiny_data, tmp_path):
         assert torch.equal(value, average)
 
 
+def test_a_run_that_goes_on_elsewhere_has_a_best_checkpoint_of_its_own(tiny_data, tmp_path):
+    """It gets no better; the choice goes on where the earlier best is, and starts anew where it is not."""
+    config = make_config(tiny_data, tmp_path, max_epochs=1)
+    first = trained(config, name="first")
+    config["optim"]["max_epochs"] = 2
+    for name, kept in {"elsewhere": False, "first": True}.items():
+        trainer = make_trainer(config, timestamp_id=name)
+        trainer.load_checkpoint(str(checkpoint(first)))
+        trainer.best_val_metric = 0.0  # nothing is better
+        trainer.train(disable_eval_tqdm=True)
+        assert (trainer.best_val_metric == 0) is kept
+        assert checkpoint(trainer, "best_checkpoint.pt").exists()
+
+
 def test_last_validation_draws_nothing(tiny_data, tmp_path):
     """A run that goes on from its last step is that which was never at an end."""
     kept = []
