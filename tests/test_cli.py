@@ -126,6 +126,9 @@ def test_validate_then_predict(monkeypatch, run, caplog):
     (file,) = (run["folder"] / "results" / "second").glob("*predictions.npz")
     predictions = np.load(file)
     assert len(predictions["energy"]) == len(predictions["ids"]) == 6
+    assert (
+        predictions["energy"].dtype == predictions["forces"].dtype == np.float32
+    )  # upstream's own are float16
     assert np.isfinite(predictions["forces"]).all()
 
 
@@ -239,6 +242,17 @@ def test_missing_checkpoint(monkeypatch, capsys, tiny_data, tmp_path, mode):
 def test_mode_that_needs_a_checkpoint(monkeypatch, capsys, tiny_data, tmp_path, mode):
     config = write_config(tiny_data, tmp_path / "run")
     assert "--checkpoint" in refused(monkeypatch, capsys, config, tmp_path / "run", mode=mode)
+
+
+@pytest.mark.parametrize(("mode", "split"), [("validate", "val"), ("predict", "test")])
+def test_mode_that_needs_a_split(monkeypatch, capsys, run, tiny_data, tmp_path, mode, split):
+    dataset = yaml.safe_load(write_config(tiny_data, tmp_path / "run").read_text())["dataset"]
+    del dataset[split]
+    config = edited(tiny_data, tmp_path, dataset=dataset)
+    best = str(run["checkpoints"] / "best_checkpoint.pt")
+    line = refused(monkeypatch, capsys, config, tmp_path / "run", "--checkpoint", best, mode=mode)
+    assert f"--mode {mode} needs dataset.{split}.src" in line
+    assert f"--{split}" in line
 
 
 # ------------------------------------------------------------------ calculator

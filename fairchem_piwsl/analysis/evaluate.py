@@ -1,6 +1,7 @@
 """`piwsl evaluate`: how wrong are the energies and forces of trained models on a labelled data set."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_result
 from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.tables import TITLES as ERRORS
-from fairchem_piwsl.structures import Labelled
+from fairchem_piwsl.structures import Labelled, fixed_atoms
 from fairchem_piwsl.units import ENERGY_UNITS
 
 MOST_COMPOSITIONS = 12
@@ -45,7 +46,7 @@ def evaluate(
     load_options go to `load_potential` (cpu, dtype, ema, gradient_forces, task_name).
     """
     energy_units(units)
-    structures = read_labelled(data, limit)
+    structures = [_of_free_atoms(item) for item in read_labelled(data, limit)]
     check_labels(structures, data)
     groups = group(structures, group_by)
     potentials = load_potentials(checkpoints, **load_options)
@@ -77,11 +78,20 @@ def evaluate(
     return result
 
 
+def _of_free_atoms(item: Labelled) -> Labelled:
+    """Without the forces on fixed atoms, which training and validation leave out as well."""
+    return replace(item, forces=np.where(fixed_atoms(item.atoms)[:, None], np.nan, item.forces))
+
+
 def check_labels(structures: Sequence[Labelled], data: str | Path) -> None:
     """Refuse data without any label; say which one is needed."""
     no_energy = all(np.isnan(item.energy) for item in structures)
     if no_energy and all(np.isnan(item.forces).all() for item in structures):
-        raise UserError(f"{data}: no structure has an energy or forces; give a labelled data set.")
+        keys = f", {structures[0].hint}" if structures[0].hint else ""
+        raise UserError(
+            f"{data}: no structure has an energy or forces; give a labelled data set, or make one from "
+            f"this (piwsl prepare{keys})."
+        )
 
 
 def unit_warning(

@@ -11,7 +11,7 @@ import ase.db
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import iread
-from ase.io.formats import open_with_compression
+from ase.io.formats import get_compression, open_with_compression
 from ase.io.trajectory import Trajectory
 
 from fairchem_piwsl.datasets import ase_lmdb
@@ -101,6 +101,8 @@ class IndexedReader:
         self._opened = opened
 
     def count(self, path: Path) -> int:
+        if get_compression(str(path))[1]:
+            raise UserError(f"{path} is compressed, and a file of this type is read by its index: unpack it.")
         with broken(path), self._opened(path) as rows:
             return len(rows)
 
@@ -154,8 +156,8 @@ class XsfReader(AnyReader):
     """XSF; also with the labels of aenet, whose first comment line holds the total energy."""
 
     def _all(self, path: Path) -> Iterator[tuple[int, Atoms]]:
-        with broken(path):
-            text = path.read_text(encoding="utf-8")
+        with broken(path), open_with_compression(str(path)) as file:
+            text = file.read()
         yield from enumerate(read_xsf(text, path))
 
 

@@ -37,9 +37,7 @@ def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
     length = LENGTH_UNITS[options.length_units]
     energy = _find(atoms, options.energy_key or "energy")
     forces = None if options.no_forces else _find(atoms, options.forces_key or "forces")
-    hint = ""
-    if energy is None or (forces is None and not options.no_forces):
-        hint = _candidates(atoms)
+    hint = _candidates(atoms, energy is None, forces is None and not options.no_forces)
     energy = np.nan if energy is None else _scalar(energy, source) * ENERGY_UNITS[options.units]
     if forces is not None:
         forces = _vectors(forces, len(atoms), source) * force_in_ev_per_angstrom(options.of_forces)
@@ -70,19 +68,18 @@ def _find_in(places: list[dict[str, Any]], key: str) -> Any:
     return next((place[key] for place in places if place.get(key) is not None), None)
 
 
-def _candidates(atoms: Atoms) -> str:
-    """Names of fields that may hold labels, for the error message."""
-    scalars = dict(atoms.info)
-    for inner in ("key_value_pairs", "data"):
-        scalars.update(scalars.pop(inner, None) or {})
-    energies = [k for k, v in scalars.items() if np.ndim(v) == 0 and isinstance(v, int | float | np.number)]
+def _candidates(atoms: Atoms, of_energy: bool, of_forces: bool) -> str:
+    """Names of fields that may hold the labels that are missing, for the error message."""
+    places = [getattr(atoms.calc, "results", {}), atoms.info, *_inner(atoms)]
+    scalars = [k for place in places for k, v in place.items() if isinstance(v, int | float | np.number)]
     forces = [
         k
         for k, v in atoms.arrays.items()
         if np.shape(v) == (len(atoms), 3) and k not in ("positions", "momenta")
     ]
-    found = [f"--energy-key {k}" for k in energies if "en" in k.lower() or k.lower() in ("e", "u", "u0")]
-    found += [f"--forces-key {k}" for k in forces]
+    energies = [k for k in dict.fromkeys(scalars) if "en" in k.lower() or k.lower() in ("e", "u", "u0")]
+    found = [f"--energy-key {k}" for k in energies if of_energy]
+    found += [f"--forces-key {k}" for k in forces if of_forces]
     return f"perhaps {' '.join(found)}" if found else ""
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from ase.data import chemical_symbols
+from scipy.spatial import cKDTree
 
 from fairchem_piwsl.datasets.records import FINGERPRINT_TOLERANCE, Records
 from fairchem_piwsl.errors import UserError
@@ -38,7 +39,7 @@ def check_structure(structure: Labelled) -> None:
 
 def check_labels(structure: Labelled, energy: bool = True, forces: bool = True) -> None:
     """Refuse infinite labels and, where `energy` or `forces` are needed, missing ones."""
-    where, remedy = structure.source, f"{structure.hint}, or --allow-missing".lstrip(", ")
+    where, remedy = structure.source, ", or ".join(filter(None, [structure.hint, "--allow-missing"]))
     if np.isinf(structure.energy) or np.isinf(structure.forces).any():
         raise UserError(f"{where} has an infinite label; leave this structure out.")
     if energy and np.isnan(structure.energy):
@@ -65,29 +66,32 @@ def check_distance(shortest: float, where: str) -> None:
         )
 
 
-def duplicates(splits: dict[str, Records]) -> list[tuple[str, str, str, str]]:
-    """Pairs (split, structure, split, structure) that are one structure by composition and fingerprint."""
+def duplicates(splits: dict[str, Records], keeps_states: bool) -> list[tuple[str, str, str, str]]:
+    """Pairs (split, structure, split, structure) that are one structure by composition and fingerprint.
+
+    Charge and spin count where the data set keeps them. Of many copies each is paired with the first alone.
+    """
     owner = [name for name, records in splits.items() for _ in records.source]
     source = [s for records in splits.values() for s in records.source]
     prints = np.concatenate([records.fingerprint for records in splits.values()])
     atoms = np.concatenate([records.composition for records in splits.values()])
     _, kind = np.unique(atoms, axis=0, return_inverse=True)
-    order = np.lexsort([prints[:, 0], kind.ravel()])
-    found = []
-    for step in (1, 2, 3):  # rounding may put another structure between two equal ones
-        first, second = order[:-step], order[step:]
-        scale = np.maximum(np.abs(prints[first]), 1e-3)
-        near = (np.abs(prints[first] - prints[second]) < FINGERPRINT_TOLERANCE * scale).all(axis=1)
-        near &= kind.ravel()[first] == kind.ravel()[second]
-        found += [
-            (owner[i], source[i], owner[j], source[j]) for i, j in zip(first[near], second[near], strict=True)
-        ]
-    return found
+    states = keeps_states * np.concatenate([records.states for records in splits.values()])
+    # differences are relative, and absolute below 1e-3; away from 0, where scipy's tree recurses for ever once
+    # a training in this process has turned denormal numbers off
+    points = 1 + np.column_stack([np.arcsinh(1e3 * prints), kind.ravel(), states - states.min(axis=0)])
+    # the tree lists all pairs of near points, so that of many copies it is shown one
+    cells, index = np.round(points / FINGERPRINT_TOLERANCE), np.arange(len(points))
+    _, shown, cell = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+    copies = np.column_stack([shown[cell.ravel()], index])[shown[cell.ravel()] != index]
+    near = cKDTree(points[shown]).query_pairs(FINGERPRINT_TOLERANCE, p=np.inf, output_type="ndarray")
+    pairs = np.concatenate([copies, np.sort(shown[near], axis=1)])
+    return [(owner[i], source[i], owner[j], source[j]) for i, j in pairs[np.lexsort(pairs.T[::-1])]]
 
 
-def check_duplicates(splits: dict[str, Records], allow: bool) -> list[str]:
+def check_duplicates(splits: dict[str, Records], allow: bool, keeps_states: bool) -> list[str]:
     """Refuse structures that two splits share, unless allowed; warn of those within a split."""
-    pairs = duplicates(splits)
+    pairs = duplicates(splits, keeps_states)
     across = [p for p in pairs if p[0] != p[2]]
     within = [p for p in pairs if p[0] == p[2]]
     warnings = []
@@ -105,9 +109,15 @@ def check_duplicates(splits: dict[str, Records], allow: bool) -> list[str]:
     return warnings
 
 
-def report(splits: dict[str, Records]) -> list[str]:
+def report(splits: dict[str, Records], keeps_states: bool) -> list[str]:
     """Warnings on what is unusual but may be meant."""
     warnings = []
+    states = np.concatenate([records.states for records in splits.values()])
+    if not keeps_states and np.ptp(states, axis=0).any():
+        warnings.append(
+            "Charge or spin differ between structures and are not written, since fairchem 1.10 knows neither "
+            "(--format aselmdb keeps them)."
+        )
     known = splits["train"].composition.any(axis=0)
     for name, records in splits.items():
         new = np.flatnonzero(records.composition.any(axis=0) & ~known)

@@ -13,7 +13,8 @@ from ase.geometry import find_mic
 from scipy.spatial.distance import cdist, pdist
 from scipy.spatial.transform import Rotation
 
-from fairchem_piwsl.structures import Labelled
+from fairchem_piwsl.datasets.splits import evenly
+from fairchem_piwsl.structures import STATES, Labelled
 
 #: eV/Angstrom^2 of the stretch of X-H, and what labels may differ from it by method, temperature and surroundings
 EXPECTED = {6: (30.0, 1.5), 8: (40.0, 2.5), 7: (36.0, 2.5)}
@@ -70,9 +71,11 @@ def _along_bonds(structures: list[Labelled], element: int) -> tuple[np.ndarray, 
     return table[:, 0], table[:, 1]
 
 
-#: largest displacement of an atom between two structures that are compared, Angstrom
-MAX_DISPLACEMENT = 0.5
+#: two structures are compared if their atoms lie this far apart at most, Angstrom; nearer ones are copies
+MIN_DISPLACEMENT, MAX_DISPLACEMENT = 1e-4, 0.5
 MAX_PAIRS = 40
+#: atoms of a molecule whose distances to all others rank the pairs
+ANCHORS = 30
 
 
 class Pairs(NamedTuple):
@@ -93,7 +96,8 @@ def similar_pairs(structures: list[Labelled]) -> Pairs:
     for group in _groups(structures):
         for i, j in _closest_pairs(group):
             step, start, end = _step_and_forces(group[i], group[j])
-            if 0 < (size := float(np.linalg.norm(step, axis=1).max())) < MAX_DISPLACEMENT:
+            size = float(np.linalg.norm(step, axis=1).max())
+            if MIN_DISPLACEMENT < size < MAX_DISPLACEMENT:
                 work = -float(np.sum((start + end) * step)) / 2
                 scale = np.linalg.norm(start + end) / 2 * np.linalg.norm(step)
                 ratio = (group[j].energy - group[i].energy) / work if abs(work) > 1e-3 * scale else np.nan
@@ -108,15 +112,21 @@ def _groups(structures: list[Labelled]) -> list[list[Labelled]]:
         if np.isfinite(s.energy) and np.isfinite(s.forces).all() and len(s) > 1:
             cell = np.round(s.atoms.cell.array, 4) if s.atoms.pbc.any() else np.zeros(0)
             key = s.atoms.numbers.tobytes() + s.atoms.pbc.tobytes() + cell.tobytes()
+            key += repr([s.atoms.info.get(name) for name in STATES]).encode()
             groups.setdefault(key, []).append(s)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def _closest_pairs(group: list[Labelled]) -> list[tuple[int, int]]:
+    """The pairs that look nearest, by positions, or in molecules by distances; of copies the first counts."""
+    anchors = evenly(len(group[0]), ANCHORS)
     periodic = group[0].atoms.pbc.any()
-    features = np.array([s.atoms.positions.ravel() if periodic else pdist(s.atoms.positions) for s in group])
+    positions = [s.atoms.positions for s in group]
+    apart = pdist([r.ravel() if periodic else cdist(r[anchors], r).ravel() for r in positions])
     i, j = np.triu_indices(len(group), k=1)
-    order = np.argsort(pdist(features), kind="stable")[: 2 * MAX_PAIRS]
+    repeated = j[apart <= MIN_DISPLACEMENT]
+    order = np.argsort(apart, kind="stable")
+    order = order[~np.isin([i, j], repeated).any(axis=0)[order]][: 2 * MAX_PAIRS]
     return [(int(i[k]), int(j[k])) for k in order]
 
 

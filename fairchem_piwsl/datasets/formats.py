@@ -30,6 +30,8 @@ class Format:
     hint: str
     #: whether one batch may hold periodic and other structures
     mixes_boundaries: bool
+    #: whether charge and spin are written
+    keeps_states: bool
 
 
 FORMATS = {
@@ -39,6 +41,7 @@ FORMATS = {
         lambda out, result: summary.config_lines(out, list(result["splits"])),
         "Train any config on it with `--data {out}`, or paste into a config of your own:",
         mixes_boundaries=False,
+        keeps_states=False,
     ),
     "aselmdb": Format(
         AseLmdbWriter,
@@ -47,6 +50,7 @@ FORMATS = {
         "Paste into a config (lines of {out}/dataset.yml), with `dataset: ${{train_dataset}}` and `dataset: ${{val_dataset}}` in "
         "its data loaders and `tasks: ${{tasks}}` in its unit:",
         mixes_boundaries=True,
+        keeps_states=True,
     ),
 }
 

@@ -156,7 +156,13 @@ def write_dataset(
     of_format = {} if options.format == "lmdb" else {"format": options.format}
     identity = _identity(arguments | of_format, sources)
     done = finished(out)
-    if options.reuse and not options.overwrite and done is not None and done.get("identity") == identity:
+    if (
+        options.reuse
+        and not options.overwrite
+        and done is not None
+        and done.get("identity") == identity
+        and all((out / name / written.writer.file).is_file() for name in done["splits"])
+    ):
         if not options.quiet:
             print(f"{out} is already done: same arguments, same files. Nothing was written.")
         return done
@@ -164,10 +170,10 @@ def write_dataset(
     plan = make_plan()
     with whole_folder(out) as folder:
         records = _write_splits(plan, folder, written, options)
-        duplicates = checks.check_duplicates(records, options.allow_duplicates)
+        duplicates = checks.check_duplicates(records, options.allow_duplicates, written.keeps_states)
         doubts, notes = check_units(records, options.labels, options.trust_units)
         plan.notes.extend(notes)
-        warnings = [*duplicates, *doubts, *checks.report(records)]
+        warnings = [*duplicates, *doubts, *checks.report(records, written.keeps_states)]
         plan.notes.extend(rounding_notes(options.format, _largest_energy(records)))
         mixed = len(np.unique(np.concatenate([r.pbc for r in records.values()]), axis=0)) > 1
         if mixed and not written.mixes_boundaries:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
 from fairchem_piwsl.datasets import ase_files
@@ -93,7 +92,8 @@ def open_sources(patterns: Sequence[str | Path], options: LabelOptions) -> list[
                 raise UserError(f"{path} is empty; make it again or leave it out.")
             if path.suffix in (".npz", ".npy"):
                 raise UserError(
-                    f"{path} is a numpy file: give it as `piwsl prepare {_published(path)} {path} ...`."
+                    f"{path} is a numpy file: give it as `piwsl prepare rmd17 {path} ...` "
+                    "(or md22, md17_ccsd_t)."
                 )
             sources.append(AseSource(path, frames, options))
     _make_names_unique(sources)
@@ -115,13 +115,6 @@ def split_slice(pattern: str) -> tuple[str, slice]:
             f"{pattern}: @{index} is no slice; write start:stop:step such as @0:100:10."
         ) from None
     return text, frames
-
-
-def _published(path: Path) -> str:
-    """The published set whose reader knows the layout of an npz file."""
-    with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as file:
-        return "rmd17" if "coords" in file.files else "md22"
-    return "rmd17"
 
 
 def _file_type(path: Path) -> str:

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
 from fairchem_piwsl.datasets.element_references import composition
-from fairchem_piwsl.structures import Labelled
+from fairchem_piwsl.structures import STATES, Labelled
 
 #: pairs closer than this count in a periodic structure, Angstrom
 RADIUS = 5.0
@@ -37,10 +37,12 @@ def distances(atoms: Atoms) -> Distances:
         cell = np.asarray(atoms.cell.complete().array)
         i, j, d = _periodic_pairs(atoms.positions, cell, atoms.pbc, RADIUS)
         weight = (1 - d / RADIUS) ** 2
+        # of each atom, since all decorations of a lattice have the same pairs in other places
+        around = np.bincount(i, weight * numbers[j], minlength=len(atoms))
         # structure factors, for what lies further apart than the radius
         phase = np.exp(2j * np.pi * atoms.positions @ np.linalg.inv(cell))
         rest = [(np.abs(numbers @ phase) ** 2).sum(), abs(np.linalg.det(cell))]
-        terms = [weight.sum(), (weight * numbers[i].astype(float) * numbers[j]).sum(), *rest]
+        terms = [(numbers * around**2).sum(), (numbers * around).sum(), *rest]
     else:
         i, j = np.triu_indices(len(atoms), k=1)
         d = pdist(atoms.positions)
@@ -79,6 +81,15 @@ def _periodic_pairs(
     return i[other], j[other] % len(home), d[other]
 
 
+def _number(value: object) -> float:
+    """A charge or spin; 0 where there is none, or no number (which formats that keep them refuse)."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return 0.0
+    return number if np.isfinite(number) else 0.0
+
+
 #: structures of each split that are kept for comparing energies with forces
 N_SAMPLES = 200
 
@@ -94,6 +105,7 @@ class Records:
         self.shortest = np.full(size, np.inf)  # Angstrom
         self.bond_ratio = np.full(size, np.nan)  # bonds in sums of covalent radii
         self.fingerprint = np.zeros((size, 4))
+        self.states = np.zeros((size, len(STATES)))  # total charge and spin
         self.force_squares = np.zeros(size)  # sum over labelled components, (eV/Angstrom)^2
         self.force_components = np.zeros(size, dtype=int)  # labelled ones
         self.force_max = np.full(size, np.nan)  # largest component, eV/Angstrom
@@ -111,6 +123,7 @@ class Records:
         self.energy[key] = structure.energy
         self.composition[key] = composition(structure.atoms.numbers)
         self.shortest[key], self.bond_ratio[key], self.fingerprint[key] = distances(structure.atoms)
+        self.states[key] = [_number(structure.atoms.info.get(name)) for name in STATES]
         labelled = structure.forces[np.isfinite(structure.forces)]
         self.force_components[key] = len(labelled)
         self.force_squares[key] = np.sum(labelled**2)

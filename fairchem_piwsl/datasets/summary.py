@@ -15,8 +15,14 @@ from fairchem_piwsl.datasets.records import Records
 from fairchem_piwsl.units import KCAL_PER_MOL
 
 OUTPUTS = {
-    "energy": {"shape": 1, "level": "system"},
-    "forces": {"irrep_dim": 1, "level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
+    "energy": {"shape": 1, "level": "system", "prediction_dtype": "float32"},
+    "forces": {
+        "irrep_dim": 1,
+        "level": "atom",
+        "train_on_free_atoms": True,
+        "eval_on_free_atoms": True,
+        "prediction_dtype": "float32",
+    },
 }
 
 

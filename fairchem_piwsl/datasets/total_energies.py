@@ -19,42 +19,52 @@ _FREE_ATOMS = np.array([
 _ALL_ELECTRON = (0.98, 1.03)
 
 
-def energies_of_electrons(train: Records, units: str, absurd_forces: float, fits_forces: bool | None) -> str:
-    """What contradicts `units`, or "": all-electron total energies tell their unit, and whether they are per atom.
+def energies_of_electrons(
+    train: Records, units: str, absurd_forces: float, fits_forces: bool | None
+) -> tuple[str, bool]:
+    """What contradicts `units`, or "", and whether it is certain.
+
+    All-electron total energies tell their unit, and whether they are per atom.
 
     Args:
         train: labels as converted to eV from `units`.
         units: the unit that they were said to have.
         absurd_forces: RMS force component in eV/Angstrom above which a unit is a coincidence, if
-        fits_forces: energies and forces have one unit; None: not known, and assumed for a single composition,
-            whose energy may be any number.
+        fits_forces: energies change by the work of the forces; None: not known, and assumed for a single
+            composition, whose energy may be any number.
     """
     heavy = train.composition[:, 5 : len(_FREE_ATOMS)] @ _FREE_ATOMS[5:]
     free = train.composition[:, : len(_FREE_ATOMS)] @ _FREE_ATOMS
     beyond = train.composition[:, len(_FREE_ATOMS) :].any(axis=1)
     usable = np.isfinite(train.energy) & ~beyond & (heavy < 0.9 * free)
     if usable.sum() < 0.9 * len(train) or not usable.any():
-        return ""
-    if fits_forces is None:
-        fits_forces = len(np.unique(train.composition[usable], axis=0)) == 1
+        return "", True
+    assumed = fits_forces is None and len(np.unique(train.composition[usable], axis=0)) == 1
+    may_be_per_atom = fits_forces is not True and train.natoms[usable].max() > 1
     in_file = train.energy[usable] / ENERGY_UNITS[units] / free[usable]
     found: list[str] = []
     coincidences: list[str] = []
     for unit, size in ENERGY_UNITS.items():
         absurd = unit != units and train.force_rms / ENERGY_UNITS[units] * size > absurd_forces
-        for per_atom in (False, True)[: 1 + int(train.natoms[usable].max() > 1)]:
+        for per_atom in (False, True)[: 1 + int(may_be_per_atom)]:
             scaled = in_file * (train.natoms[usable] if per_atom else 1) * size / ENERGY_UNITS["Hartree"]
             if np.mean((scaled > _ALL_ELECTRON[0]) & (scaled < _ALL_ELECTRON[1])) > 0.9:
                 if unit == units and not per_atom:
-                    return ""
+                    return "", True
                 kind = f"per atom in {unit}" if per_atom else f"in {unit}"
-                (coincidences if absurd and fits_forces else found).append(kind)
+                (coincidences if absurd and (fits_forces or assumed) else found).append(kind)
     if found:
+        alone = assumed and not train.force_components.any()
+        certain = not alone or any("per atom" not in kind for kind in found)
         kinds = " or ".join([*found, *coincidences])
-        return f"the energies are all-electron energies {kinds}, judged by the free atoms' energies"
+        verb = "are" if certain else "may be"
+        return (
+            f"the energies {verb} all-electron energies {kinds}, judged by the free atoms' energies",
+            certain,
+        )
     if np.median(train.energy[usable] / (free[usable] * ENERGY_UNITS["Hartree"])) > 1.1:
-        return "the energies are lower than those of all electrons together, so the unit is smaller"
-    return ""
+        return "the energies are lower than those of all electrons together, so the unit is smaller", True
+    return "", True
 
 
 def grows_with_size(train: Records) -> str:

@@ -109,8 +109,11 @@ def _forces_and_energies(
     )  # else energies have nothing to be held against
     fits_forces = _work(pairs, labels, findings) if judged else None
     flat = fits_forces is None and _small_spread(train)
-    electrons = energies_of_electrons(train, labels.units, _LARGE_FORCES, False if flat else fits_forces)
-    findings.wrong += [text for text in (electrons, grows_with_size(train)) if text]
+    electrons, certain = energies_of_electrons(
+        train, labels.units, _LARGE_FORCES, False if flat else fits_forces
+    )
+    (findings.wrong if certain else findings.doubts).extend(filter(None, [electrons]))
+    findings.wrong.extend(filter(None, [grows_with_size(train)]))
     if flat and not findings.wrong:
         findings.doubts.append(
             f"the energies vary little for such forces: are they per atom, or in another unit than {labels.units}?"

@@ -19,6 +19,7 @@ from fairchem_piwsl.jobs.runner import Runner, rank_count, run
 from fairchem_piwsl.jobs.signals import handled
 from fairchem_piwsl.jobs.submission import build_configs, submit
 from fairchem_piwsl.training.checkpoint_files import trust
+from fairchem_piwsl.training.data_checks import splits
 from fairchem_piwsl.training.preflight import check_configs
 from fairchem_piwsl.upstream.run_start import run_name, send_jobs_with
 
@@ -54,6 +55,7 @@ def start(arguments: list[str] | None, program: str) -> None:
     check_configs(configs)
     for config in configs:
         check_slurm(config.get("slurm") or {})
+        check_split(config)
         check_predictions(config)
         check_start(config, rank_count(config["world_size"]))
     left = [config for config in configs if len(configs) == 1 or not is_finished(config)]
@@ -77,6 +79,16 @@ def start(arguments: list[str] | None, program: str) -> None:
         sentence = f"stopped by a signal; to continue, run the same command with --timestamp-id {name}."
         print(f"{program}: {sentence}", file=sys.stderr)
         raise SystemExit(STOPPED)
+
+
+def check_split(config: dict[str, Any]) -> None:
+    """Refuse to validate or predict without structures, where upstream fails by an assertion."""
+    name = {"validate": "val", "predict": "test"}.get(config["mode"])
+    if name and name not in splits(config.get("dataset")):
+        raise UserError(
+            f"--mode {config['mode']} needs dataset.{name}.src: name a data set there, or prepare one with "
+            f"--{name}."
+        )
 
 
 def run_here(config: dict[str, Any], ranks: int) -> str | None:

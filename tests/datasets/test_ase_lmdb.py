@@ -75,6 +75,23 @@ def test_a_state_that_is_no_integer_is_refused(value: object) -> None:
         row(structure)
 
 
+def test_states_tell_structures_apart_where_they_are_kept(tmp_path: Path) -> None:
+    paths = []
+    for charge in (0, 1):
+        frames = molecules(30, names=("CH3OH",))
+        for atoms in frames:
+            atoms.info["charge"] = charge
+            atoms.calc.results["energy"] += 8 * charge
+        paths.append(tmp_path / f"{charge}.extxyz")
+        write(paths[-1], frames)
+    options = dict(train_files=paths[:1], test_files=paths[1:], quiet=True)
+    assert not prepare(out=tmp_path / "new", format="aselmdb", **options)["warnings"]
+    with pytest.raises(UserError, match="30 duplicates across splits"):
+        prepare(out=tmp_path / "old", **options)
+    warnings = prepare(out=tmp_path / "old", allow_duplicates=True, **options)["warnings"]
+    assert any("Charge or spin differ" in warning for warning in warnings)
+
+
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "set")
     whole = path.read_bytes()

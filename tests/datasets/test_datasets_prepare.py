@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
 import subprocess
@@ -21,9 +22,11 @@ from fairchem.core.modules.normalization.element_references import create_elemen
 from fairchem.core.modules.normalization.normalizer import create_normalizer
 from helpers_datasets import FREE_ATOMS_EV, crystals, labelled, molecules, records, run_piwsl, save, sids
 
+from fairchem_piwsl.analysis.evaluate import check_labels
 from fairchem_piwsl.config import merge
 from fairchem_piwsl.datasets import prepare as prepare_module
 from fairchem_piwsl.datasets.prepare import prepare
+from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.datasets.summary import config_lines
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import PIWSLSettings
@@ -73,6 +76,7 @@ def test_the_pasted_config_lines_train(tmp_path, trainer):
     prepare([path], out, **SMALL)
     pasted = yaml.safe_load(config_lines(out, ["train", "val", "test"]))
     assert pasted["trainer"] == "fairchem_piwsl.trainer.PIWSLForcesTrainer"
+    assert [output["prediction_dtype"] for output in pasted["outputs"].values()] == ["float32"] * 2
     config = merge(make_config(tmp_path, tmp_path, batch_size=5, max_epochs=1), pasted)
     assert PIWSLSettings.from_config(config["optim"]["piwsl"]).auto
     trainer = make_trainer(config, trainer)
@@ -152,7 +156,8 @@ def test_file_types(tmp_path, name):
     assert found[3].fixed.tolist()[:3] == [1, 1, 0]
 
 
-def test_xsf_with_aenet_labels_and_with_ases(tmp_path):
+@pytest.mark.parametrize("packed", [False, True])
+def test_xsf_with_aenet_labels_and_with_ases(tmp_path, packed):
     frames = crystals(8)
     for i, atoms in enumerate(frames):
         write(tmp_path / f"s{i}.xsf", atoms)
@@ -164,7 +169,10 @@ def test_xsf_with_aenet_labels_and_with_ases(tmp_path):
         ]
         head = [f"# total energy = {atoms.get_potential_energy():.10f} eV", ""]
         (tmp_path / f"s{i}.xsf").write_text("\n".join([*head, *lines[:-n], *rows]) + "\n")
-    prepare([tmp_path / "s*.xsf"], tmp_path / "out", 4, 2, 2, quiet=True)
+        if packed:
+            (tmp_path / f"s{i}.xsf.gz").write_bytes(gzip.compress((tmp_path / f"s{i}.xsf").read_bytes()))
+    pattern = "s*.xsf.gz" if packed else "s*.xsf"
+    prepare([tmp_path / pattern], tmp_path / "out", 4, 2, 2, quiet=True)
     for data in records(tmp_path / "out"):
         atoms = frames[int(data.sid[1])]
         assert data.energy.item() == pytest.approx(atoms.get_potential_energy(), abs=1e-8)
@@ -217,6 +225,10 @@ def test_labels_of_other_names(tmp_path):
     path = save(tmp_path / "a.extxyz", frames)
     with pytest.raises(UserError, match="--energy-key REF_energy --forces-key REF_forces"):
         prepare([path], tmp_path / "out", **SMALL)
+    with pytest.raises(
+        UserError, match="piwsl prepare, perhaps --energy-key REF_energy --forces-key REF_forces"
+    ):
+        check_labels(read_labelled(path), path)
     prepare([path], tmp_path / "out", energy_key="REF_energy", forces_key="REF_forces", **SMALL)
     data = records(tmp_path / "out")[0]
     assert data.energy.item() == pytest.approx(frames[frame_of(data.sid)].info["REF_energy"])

@@ -224,6 +224,10 @@ def test_rmd17_full_file(tmp_path):
     assert md17_frames(out, "train", arrays) == arrays["train2"][:10].tolist()
     assert md17_frames(out, "test", arrays) == arrays["test2"].tolist()
     assert len(records(out, "val")) == 150
+    prepare_published("rmd17", paths, out, train=10, published_split="02", quiet=True)  # already done
+    np.savetxt(tmp_path / "splits/index_train_02.csv", arrays["train1"], fmt="%d")
+    with pytest.raises(UserError, match="already holds data"):
+        prepare_published("rmd17", paths, out, train=10, published_split="02", quiet=True)
     with pytest.raises(UserError, match="--published-split 07 is not among the files"):
         prepare_published("rmd17", paths, tmp_path / "none", published_split="07")
 
@@ -250,6 +254,18 @@ def test_xsf_archives_and_folders_give_one_split(tmp_path, name):
         np.testing.assert_allclose(data.forces, atoms.get_forces(), atol=1e-6)
 
 
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    for k, name in enumerate("ab"):
+        write_xsf_folder(tmp_path / "set" / name, 10, seed=k)
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(tmp_path / "set", arcname="set")
+    expected = {f"{name}/structure{i}.xsf" for name in "ab" for i in range(10)}
+    for path in (tmp_path / "set", tmp_path / "set.tar"):
+        out = tmp_path / f"out{path.suffix}"
+        prepare_published("tio2", [path], out, train=10, val=5, test=5, quiet=True)
+        assert {sid for split in ("train", "val", "test") for sid in sids(out, split)} == expected
+
+
 def test_finished_work_is_not_repeated(tmp_path, capsys):
     path = write_sgdml(tmp_path / "run[1]" / "md22_ethanol.npz", ethanol(60))
     out = tmp_path / "out"
@@ -263,6 +279,9 @@ def test_finished_work_is_not_repeated(tmp_path, capsys):
         prepare_published("md22", [path], out, train=13, val=10)
     prepare_published("md22", [path], out, train=13, val=10, overwrite=True, quiet=True)
     assert len(sids(out)) == 13
+    (out / "val/data.lmdb").unlink()
+    with pytest.raises(UserError, match="already holds data"):
+        prepare_published("md22", [path], out, train=13, val=10)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,11 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.trajectory import Trajectory
 from helpers_datasets import FREE_ATOMS_EV, crystals, labelled, molecules, records, save
+from torch import set_flush_denormal
 
+from fairchem_piwsl.datasets.checks import duplicates
 from fairchem_piwsl.datasets.prepare import prepare
+from fairchem_piwsl.datasets.records import Records
 from fairchem_piwsl.errors import UserError
 
 SMALL = {"train": 10, "val": 4, "test": 6, "quiet": True}
@@ -42,7 +45,16 @@ def test_missing_labels(tmp_path, what):
     frames = molecules(20)
     frames[7].calc.results.pop(what)
     path = save(tmp_path / "a.traj", frames)
-    refused(tmp_path, rf"a\.traj:7 has no {what}", path)
+    refused(tmp_path, rf"a\.traj:7 has no {what}.*\(--allow-missing", path)
+
+
+def test_the_name_of_an_energy_that_is_found_is_given(tmp_path):
+    frames = molecules(20)
+    for atoms in frames:
+        atoms.calc.results["free_energy"] = atoms.calc.results.pop("energy")
+    path = save(tmp_path / "a.traj", frames)
+    refused(tmp_path, r"has no energy.*\(perhaps --energy-key free_energy, or --allow-missing\)", path)
+    prepare([path], tmp_path / "out", energy_key="free_energy", **SMALL)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -130,6 +142,8 @@ def test_truncated_trajectory(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:2000])
     refused(tmp_path, r"a\.traj.*cannot be read", path)
+    (tmp_path / "a.traj.gz").write_bytes(gzip.compress(content))
+    refused(tmp_path, r"a\.traj\.gz is compressed.*unpack it", tmp_path / "a.traj.gz")
 
 
 def test_an_output_folder_with_data_stays_as_it_is(tmp_path):
@@ -191,6 +205,45 @@ def test_duplicates_of_crystals_with_one_atom_in_the_cell(tmp_path):
     refused(tmp_path, r"train\.traj:1 in train is val\.traj:0", train=None, val=None, test=None, **given)
 
 
+def test_decorations_of_a_lattice_are_told_apart(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = []
+    for i in range(100):
+        atoms = bulk("Cu", a=3.8, cubic=True).repeat(2)
+        atoms.numbers[rng.permutation(32)[:16]] = 79
+        atoms.calc = SinglePointCalculator(atoms, energy=0.1 * i, forces=np.zeros((32, 3)))
+        frames.append(atoms)
+    path = save(tmp_path / "a.extxyz", frames)
+    summary = prepare([path], tmp_path / "alone", train=50, val=25, test=25, quiet=True)
+    assert not any("duplicate" in warning for warning in summary["warnings"])
+    given = {"train_files": [path], "test_files": [save(tmp_path / "b.extxyz", frames[:30][::-1])]}
+    refused(tmp_path, "30 duplicates across splits", **given, train=None, val=None, test=None)
+
+
+def test_many_copies_are_each_counted_once():
+    """All their pairs would take some 10 GB."""
+    rng = np.random.default_rng(0)
+    train, test = Records(30_000), Records(2)
+    train.fingerprint[:] = 5.0 * (1 + rng.normal(scale=1e-8, size=(30_000, 4)))
+    train.source = [f"a:{i}" for i in range(30_000)]
+    test.fingerprint[:], test.source = [[5.0] * 4, [5.1] * 4], ["b:0", "b:1"]
+    found = duplicates({"train": train, "test": test}, keeps_states=False)
+    assert {pair[3] for pair in found} == {*train.source[1:], "b:0"}
+    assert len(found) == 30_000
+
+
+def test_duplicates_are_found_in_a_process_that_has_trained():
+    """Training turns denormal numbers off, which scipy's tree relies on at 0."""
+    train = Records(40)
+    train.fingerprint[:] = np.linspace(1, 1.1, 160).reshape(40, 4)
+    train.composition[:10, 1] = 2
+    set_flush_denormal(True)
+    try:
+        assert duplicates({"train": train}, keeps_states=False) == []
+    finally:
+        set_flush_denormal(False)
+
+
 def test_fragments_that_only_differ_in_their_distance_are_no_duplicates(tmp_path):
     frames = []
     for i, atoms in enumerate(molecules(1, names=("H2O",)) * 20):
@@ -229,6 +282,21 @@ def test_a_coincidence_with_all_electron_energies_is_recognised_by_the_forces(tm
     path = save(tmp_path / "a.extxyz", frames)
     refused(tmp_path, "all-electron energies in Rydberg", path, train=40, no_forces=True)
     prepare([path], tmp_path / "out", **{**SMALL, "train": 40})
+
+
+def test_a_coincidence_with_energies_per_atom_is_recognised_by_the_forces(tmp_path):
+    """PBE's energies of aluminium, 64 times in Hartree, are those of all electrons."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(40):
+        atoms = bulk("Al", a=4.0).repeat(4)
+        atoms.positions += rng.normal(scale=0.06, size=(64, 3))
+        frames.append(labelled(atoms, zero={13: -3.745}))
+    path = save(tmp_path / "a.extxyz", frames)
+    summary = prepare([path], tmp_path / "out", **{**SMALL, "train": 30})
+    assert not summary["warnings"]
+    summary = prepare([path], tmp_path / "energies", no_forces=True, **{**SMALL, "train": 30})
+    assert any("may be all-electron energies per atom in Hartree" in w for w in summary["warnings"])
 
 
 def test_all_electron_energies_per_atom(tmp_path):

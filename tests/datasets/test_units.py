@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -99,6 +102,39 @@ def test_energies_change_by_the_work_of_the_forces_between_similar_structures():
     twice = [Labelled(s.atoms, 2 * s.energy, s.forces) for s in quadratic(60)]
     np.testing.assert_allclose(similar_pairs(twice).energy_over_work, 2 * pairs.energy_over_work)
     assert len(similar_pairs(quadratic(1)).stiffness) == 0
+
+
+def test_copies_tell_nothing_of_the_work(tmp_path):
+    frames = molecules(60, names=("CH3OH",))
+    files = {
+        "train_files": [save(tmp_path / "a.extxyz", frames[:40] * 2)],
+        "test_files": [save(tmp_path / "b.extxyz", frames[40:])],
+    }
+    summary = prepare(out=tmp_path / "out", quiet=True, **files)
+    (warning,) = summary["warnings"]
+    assert warning.startswith("40 duplicates within a split")
+    assert "the work of the forces (40 pairs" in summary["notes"][0]
+    for once, twice in zip(similar_pairs(quadratic(8)), similar_pairs(quadratic(8) * 2), strict=True):
+        np.testing.assert_array_equal(once, twice)
+
+
+def test_structures_of_another_charge_are_not_compared():
+    neutral, cations = quadratic(30), [replace(s, energy=s.energy + 8) for s in quadratic(60)[30:]]
+    for s in cations:
+        s.atoms.info["charge"] = 1
+    assert np.quantile(np.abs(similar_pairs(neutral + cations).energy_over_work), 0.8) < 1.2
+
+
+def test_pairs_of_large_clusters_are_found_in_little_memory():
+    rng = np.random.default_rng(0)
+    start, step = rng.uniform(0, 30, (900, 3)), rng.normal(scale=0.1, size=(900, 3))
+    lengths = rng.permutation(60)  # along one line: the nearest are neighbours
+    clusters = [Labelled(Atoms("Cu900", start + 0.02 * n * step), float(n), step) for n in lengths]
+    tracemalloc.start()
+    pairs = similar_pairs(clusters)
+    assert tracemalloc.get_traced_memory()[1] < 1e8  # 2e8 with all distances
+    tracemalloc.stop()
+    np.testing.assert_allclose(pairs.energy_over_work, pairs.energy_over_work[0], rtol=0.01)
 
 
 def test_bonds_are_as_long_as_covalent_radii():

@@ -266,7 +266,7 @@ CASES = [
         {"a.traj": trajectory(lambda atoms: setattr(atoms, "calc", None))},
     ),
     Case("lmdb", f"piwsl prepare a.lmdb {SIZES}", ("a.lmdb",), "extxyz", {"a.lmdb": bytes(9999)}),
-    Case("npz", f"piwsl prepare a.npz {SIZES}", ("a.npz",), "piwsl prepare md22", {"a.npz": npz()}),
+    Case("npz", f"piwsl prepare a.npz {SIZES}", ("a.npz",), "piwsl prepare rmd17", {"a.npz": npz()}),
     # units
     units("kcal", ("C-H", "kcal/mol/Angstrom"), energy=23.06, forces=23.06),
     units("energies-in-kcal", ("23.1 times", "energies in kcal/mol"), energy=23.06),

@@ -34,7 +34,9 @@ def test_methods_of_rmd17_aspirin_are_what_their_names_say(method, overrides):
     assert (settings.auto, settings.every_n_steps, settings.energy_share) == (False, 1, 0)
     assert settings.weak == ("PITC" in method or method == "case F")
     energies_only = method.startswith("energies only")
-    assert config["evaluation_metrics"]["primary_metric"] == ("energy_rmse" if energies_only else "forces_rmse")
+    assert config["evaluation_metrics"]["primary_metric"] == (
+        "energy_rmse" if energies_only else "forces_rmse"
+    )
     assert len(config["loss_functions"]) == (1 if energies_only else 2)
 
 

@@ -85,7 +85,11 @@ def test_publishing_adds_to_what_is_published():
 
     for more, changed, message in (
         ({"method": "of_an_older_recipe"}, {}, "no longer has of_an_older_recipe"),
-        ({"method": "pitc_k_2nd0_c_pitc10_eps_max0.1", "settings": settings}, {}, "no longer has pitc_k_2nd0"),
+        (
+            {"method": "pitc_k_2nd0_c_pitc10_eps_max0.1", "settings": settings},
+            {},
+            "no longer has pitc_k_2nd0",
+        ),
         ({}, {"steps": 26}, "baseline, seed 0: 26 steps with 100 structures of rmd17_aspirin_100"),
         ({}, {"n_train": 60}, "60 structures"),
         ({}, {"trained_on": "aspirin"}, "structures of aspirin do not go with"),

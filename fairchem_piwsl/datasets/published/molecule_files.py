@@ -79,6 +79,7 @@ def npz_sources(paths: Sequence[Path], molecule: str | None, split: str | None) 
                     f"--published-split {chosen} needs index_train_{chosen}.csv and index_test_{chosen}.csv and "
                     f"the one full .npz of {name}: give their folder."
                 )
+            roles.rest[0].paths += roles.index.values()  # which say what is read from it
     return roles
 
 

@@ -1,5 +1,6 @@
 """TiO2 and LMNTO as published: XSF files with aenet's labels, in a tar archive or unpacked."""
 
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -39,10 +40,11 @@ class XsfSource:
 
     def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
         wanted = [self._members[i] for i in indices]
+        above = os.path.commonpath([os.path.dirname(name) for name in self._members])
         for name, text in self._texts(wanted):
             where = self.path / name if self.path.is_dir() else Path(f"{self.path}/{name}")
             frames = read_xsf(text, where)
-            yield to_structure(frames[0], Path(name).name, LabelOptions())
+            yield to_structure(frames[0], os.path.relpath(name, above or "."), LabelOptions())
 
     def _texts(self, names: list[str]) -> Iterator[tuple[str, str]]:
         if self.path.is_dir():
