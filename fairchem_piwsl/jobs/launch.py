@@ -55,9 +55,9 @@ def start(arguments: list[str] | None, program: str) -> None:
     check_configs(configs)
     for config in configs:
         check_slurm(config.get("slurm") or {})
-        check_split(config)
         check_predictions(config)
         check_start(config, rank_count(config["world_size"]))
+        check_split(config)
     left = [config for config in configs if len(configs) == 1 or not is_finished(config)]
     if len(left) < len(configs):
         logging.info(f"{len(configs) - len(left)} of {len(configs)} runs have finished already")
