@@ -169,7 +169,7 @@ def _row(atoms: Atoms, step: int, settings: MDSettings, departure: float, modes:
         "potential": potential,
         "kinetic": kinetic,
         "total": potential + kinetic,
-        "temperature": 2 * kinetic / (max(modes, 1) * units.kB),  # none is left to an atom alone
+        "temperature": 2 * kinetic / (max(modes, 1) * units.kB),  # none is left where all atoms are held
         "departure": departure,
     }
 
