@@ -121,13 +121,14 @@ def _references(
 def _mace_references(
     model: Annotated[Path, typer.Argument(help="A .model file of MACE.")],
     out: Annotated[Path, typer.Argument(help="File to write, e.g. element_references.npz.")],
+    head: Annotated[str | None, typer.Option(help="model.head of the training; else the last.")] = None,
 ) -> None:
     """Take over the energies of isolated atoms of a MACE model."""
     from fairchem_piwsl.datasets.element_references import check_new, write_references
     from fairchem_piwsl.models.mace_files import atomic_energies, read_model
 
     check_new(out)
-    write_references(out, atomic_energies(read_model(model)))
+    write_references(out, atomic_energies(read_model(model), head))
 
 
 @mace_app.command("export", no_args_is_help=True)

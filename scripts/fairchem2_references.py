@@ -15,6 +15,7 @@ from fairchem.core import FAIRChemCalculator
 from fairchem.core.datasets.ase_datasets import AseDBDataset
 from fairchem.core.units.mlip_unit import load_predict_unit
 from fairchem.core.units.mlip_unit.api.inference import InferenceSettings
+from fairchem.core.units.mlip_unit.utils import load_inference_model
 
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.errors import UserError
@@ -22,7 +23,9 @@ from fairchem_piwsl.files import errors_as_sentences
 
 
 def moved_references(checkpoint: str, data: str, dataset: str | None = None) -> np.ndarray:
-    """Energy of each element in eV, by atomic number, with which the checkpoint meets the labels of `data` best.
+    """Energy of each element [119] in eV, by atomic number, with which fine-tuning starts closest to the labels.
+
+    It starts from the checkpoint's last weights, not from their average, with which others predict.
 
     Args:
         checkpoint: an `inference_ckpt.pt`.
@@ -33,6 +36,8 @@ def moved_references(checkpoint: str, data: str, dataset: str | None = None) -> 
         UserError: no structure has an energy.
     """
     calculator = FAIRChemCalculator(load_predict_unit(checkpoint, InferenceSettings(), device="cpu"), dataset)
+    last = load_inference_model(checkpoint, return_checkpoint=False)
+    calculator.predictor.model.module.load_state_dict(last.state_dict())
     structures = AseDBDataset({"src": data})
     compositions, differences = [], []
     for i in range(len(structures)):
@@ -50,7 +55,7 @@ def moved_references(checkpoint: str, data: str, dataset: str | None = None) -> 
         if task.property == "energy" and task.element_references is not None:
             old = task.element_references.element_references.cpu().numpy().ravel()
             references[: len(old)] += old[: len(references)]
-    return np.trim_zeros(references, "b")
+    return references
 
 
 def main() -> None:

@@ -83,13 +83,17 @@ def _task(kind: str, name: str, result: Mapping[str, Any]) -> dict[str, Any]:
             "_target_": _CORE + "modules.normalization.element_references.ElementReferences",
             "element_references": {
                 "_target_": "torch.DoubleTensor",
-                "_args_": [_references(result["element_references_eV"])],
+                "_args_": [_references(result)],
             },
         }
     return task
 
 
-def _references(energies: Mapping[str, float]) -> list[float]:
-    """Energies in eV by atomic number, from 0 to the heaviest element."""
-    by_number = {atomic_numbers[symbol]: round(energy, 6) for symbol, energy in energies.items()}
-    return [by_number.get(number, 0.0) for number in range(max(by_number) + 1)]
+def _references(result: Mapping[str, Any]) -> list[float]:
+    """Energies in eV by atomic number, from 0 to the heaviest element of any split: upstream looks up all of them."""
+    energies = {
+        atomic_numbers[symbol]: round(energy, 6) for symbol, energy in result["element_references_eV"].items()
+    }
+    elements = {symbol for split in result["splits"].values() for symbol in split["elements"]}
+    heaviest = max(atomic_numbers[symbol] for symbol in elements)
+    return [energies.get(number, 0.0) for number in range(heaviest + 1)]

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.models.gradient_forces import energy_and_forces
-from fairchem_piwsl.models.mace_files import head_names, import_mace, make_copyable, read_model
+from fairchem_piwsl.models.mace_files import head_number, import_mace, make_copyable, read_model
 
 
 @registry.register_model("mace")
@@ -98,10 +98,7 @@ class MACE(nn.Module, GraphModelMixin):
         else:
             raise UserError("model of MACE needs `elements` (to build one) or `foundation` (a .model file).")
         make_copyable(self.mace)
-        heads = head_names(self.mace)
-        if head is not None and head not in heads:
-            raise UserError(f"model.head of MACE is {head!r}, but the file has {', '.join(heads)}.")
-        self.head = heads.index(head) if head is not None else len(heads) - 1
+        self.head = head_number(self.mace, head, "model.head")
         self.mace.atomic_energies_fn.atomic_energies.zero_()
         self.mace.to(getattr(torch, dtype))
         for parameter in self.mace.parameters():

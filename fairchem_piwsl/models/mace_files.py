@@ -42,9 +42,12 @@ def import_mace() -> Any:
     return modules
 
 
-def head_names(model: nn.Module) -> list[str]:
-    """Names of the heads of a MACE model."""
-    return list(getattr(model, "heads", None) or ["Default"])
+def head_number(model: nn.Module, head: str | None, key: str) -> int:
+    """Place of a head of a MACE model, of the last one without a name; `key` names what the user gave."""
+    heads = list(getattr(model, "heads", None) or ["Default"])
+    if head is not None and head not in heads:
+        raise UserError(f"{key} is {head!r}, but the MACE file has {', '.join(heads)}.")
+    return heads.index(head) if head is not None else len(heads) - 1
 
 
 def read_model(path: str | Path) -> nn.Module:
@@ -68,9 +71,13 @@ def read_model(path: str | Path) -> nn.Module:
     return _rebuilt(model)
 
 
-def atomic_energies(model: nn.Module) -> np.ndarray:
-    """Energies of isolated atoms of the last head of a MACE model in eV, `[119]`, indexed by atomic number."""
-    energies = torch.atleast_2d(model.atomic_energies_fn.atomic_energies)[-1]
+def atomic_energies(model: nn.Module, head: str | None = None) -> np.ndarray:
+    """Energies of isolated atoms in eV, `[119]`, indexed by atomic number, of a head of a MACE model, the last by default.
+
+    Raises:
+        UserError: the model has no head of that name.
+    """
+    energies = torch.atleast_2d(model.atomic_energies_fn.atomic_energies)[head_number(model, head, "--head")]
     references = np.zeros(N_ELEMENTS)
     references[model.atomic_numbers.cpu().numpy()] = energies.double().numpy()
     return references

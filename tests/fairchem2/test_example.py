@@ -18,6 +18,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core import FAIRChemCalculator
 from fairchem.core.units.mlip_unit import load_predict_unit
 from fairchem.core.units.mlip_unit.api.inference import InferenceSettings
+from fairchem.core.units.mlip_unit.mlip_unit import initialize_finetuning_model
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from recipes.compare import Result
 from recipes.compare_fairchem2 import learning_curve, train
 
@@ -36,7 +39,7 @@ def write(folder: Path, split: str, structures: Sequence[Atoms]) -> None:
     (folder / split).mkdir(parents=True)
     with ase.db.connect(folder / split / "data.aselmdb") as database:
         for atoms in structures:
-            database.write(atoms)
+            database.write(atoms, data=atoms.info)
 
 
 def trained(config: str, folder: Path, *changes: str) -> tuple[Path, str]:
@@ -76,6 +79,19 @@ def test_the_example_trains_and_the_calculator_reads_its_checkpoint(
     assert np.isfinite(atoms.get_forces()).all()
 
 
+@pytest.mark.parametrize("config", ["aspirin_direct", "aspirin_fine_tune"])
+def test_charge_and_spin_are_read_in_training_as_the_calculator_reads_them(
+    config: str, tmp_path: Path
+) -> None:
+    [atoms] = aspirins("train")[:1]
+    atoms.info |= {"charge": 1, "spin": 2}
+    write(tmp_path, "train", [atoms])
+    lines = OmegaConf.load(ROOT / f"configs/fairchem2/{config}.yml")
+    lines.data = str(tmp_path)
+    record = instantiate(lines.runner.train_dataloader.dataset)[0]
+    assert (record.charge.item(), record.spin.item()) == (1, 2)
+
+
 def with_emt(atoms: Atoms, forces: bool) -> Atoms:
     """Labels of another level of theory."""
     found = {"energy": EMT().get_potential_energy(atoms), "forces": EMT().get_forces(atoms)}
@@ -101,14 +117,16 @@ def test_fine_tuning_to_another_level_of_theory(
     references = [
         float(value) for value in override.removeprefix("references=[").removesuffix("]").split(",")
     ]
-    assert len(references) == 9
+    assert len(references) == 119
     checkpoint, log = trained(
         "aspirin_fine_tune.yml", tmp_path, f"data={data}", f"checkpoint={start}", override
     )
     assert log.count("'train/loss_pitc': ") == 4
 
     def errors(path: str | Path, shift: float) -> np.ndarray:
+        """With the weights that fine-tuning starts from, which are not the average of those before."""
         predictor = load_predict_unit(path, InferenceSettings(), device="cpu")
+        predictor.model.module.load_state_dict(initialize_finetuning_model(str(path)).state_dict())
         calculator = FAIRChemCalculator(predictor, task_name="aspirin")
         return np.array(
             [

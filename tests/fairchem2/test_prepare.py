@@ -137,6 +137,20 @@ def test_the_lines_train_with_every_label_missing_somewhere(
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_references_reach_elements_that_only_validation_has(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "train.extxyz", [labelled(a) for a in helpers.structures(4)])
+    gold = fcc111("Au", (1, 1, 3))
+    gold.calc = EMT()
+    ase.io.write(tmp_path / "val.extxyz", [labelled(gold)])
+    files = {f"{split}_files": [tmp_path / f"{split}.extxyz"] for split in ("train", "val")}
+    prepare(**files, out=tmp_path / "set", format="aselmdb", quiet=True)
+    data, [task, _] = dataset(tmp_path / "set", "val")
+    batch = mt_collater_adapter([instantiate(task)])(in_order(data))
+    batch.batch_full, batch.atomic_numbers_full = batch.batch, batch.atomic_numbers
+    referenced = instantiate(task).element_references.apply_refs(batch, batch.energy)
+    torch.testing.assert_close(referenced, batch.energy.double())
+
+
 def test_ase_reads_the_rows_in_the_order_of_the_draw(tmp_path: Path) -> None:
     ase.io.write(tmp_path / "all.extxyz", [labelled(a) for a in helpers.structures(30)])
     options = dict(out=tmp_path / "set", val=5, test=5, seed=3, quiet=True)
