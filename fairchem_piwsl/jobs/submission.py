@@ -26,6 +26,9 @@ def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[s
     """One config for each file, method and seed, each with a run name that no other has.
 
     Where there are several, `args.timestamp_id` becomes the one that the same command continues them with.
+
+    Raises:
+        UserError: a config is missing, or two runs would have one name.
     """
     for path in args.config_yml:
         if not path.exists():
@@ -55,6 +58,9 @@ def build_configs(args: argparse.Namespace, overrides: list[str]) -> list[dict[s
             alike = same[config["identifier"]] > 1
             parts = [args.timestamp_id, "" if named else config["identifier"], str(index) if alike else ""]
             config["timestamp_id"] = "-".join(part for part in parts if part)
+        [(name, runs)] = Counter(config["timestamp_id"] for config in configs).most_common(1)
+        if runs > 1:
+            raise UserError(f"{runs} runs would be called {name} and share a folder: rename a config.")
     return configs
 
 

@@ -58,6 +58,15 @@ def test_runs_keep_their_names_when_seeds_join_or_leave(more: list[str]) -> None
     assert all(name.startswith("t-") for name in names[2])
 
 
+def test_two_runs_of_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("1/x.yml", "2/x.yml", "x-1.yml")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("optim: {}\n")
+    with pytest.raises(UserError, match="2 runs would be called t-x-1 and share a folder: rename a config"):
+        configs_of("--config-yml", *files, "--timestamp-id", "t")
+
+
 def test_one_config_is_left_to_upstream(tmp_path: Path) -> None:
     (tmp_path / "a.yml").write_text("optim: {}\n")
     (config,) = configs_of("--config-yml", tmp_path / "a.yml")[1]
@@ -79,12 +88,13 @@ def test_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def refusing_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A SLURM that takes no job."""
+    """A SLURM that takes no job, and writes down its surroundings."""
     for name in ("sbatch", "srun"):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(
-            "#!/bin/sh\necho 'error: Batch job submission failed: no partition nope.' >&2; exit 1\n"
+            f"#!/bin/sh\nenv > {tmp_path / 'environment'}\n"
+            "echo 'error: Batch job submission failed: no partition nope.' >&2; exit 1\n"
         )
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
@@ -103,6 +113,22 @@ def test_jobs_that_slurm_refuses_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sbatch"):
         submit(*configs_of(*flags))
     assert [path.name for path in logs.iterdir()] == ["0123.pkl"]
+
+
+@pytest.mark.usefixtures("refusing_sbatch")
+def test_jobs_sent_from_a_job_have_no_memory_of_its_allocation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """srun ends at once where a job has memory per node and per CPU."""
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    (tmp_path / "a.yml").write_text("optim: {}\n")
+    flags = ["--config-yml", tmp_path / "a.yml", "--submit", "--slurm-mem", 1, "--logdir", tmp_path / "logs"]
+    with pytest.raises(UserError, match="sbatch did not take the job"):
+        submit(*configs_of(*flags))
+    environment = (tmp_path / "environment").read_text()
+    assert "SLURM_CONF=/etc/slurm.conf\n" in environment
+    assert "SLURM_MEM_PER" not in environment
 
 
 def test_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -182,6 +208,18 @@ def test_number_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sbatch_scripts_write_into_folders_that_exist(script: Path) -> None:
     """SLURM makes no folder for a job's output: such a job ends at once without a word."""
     assert not re.search(r"^#SBATCH --(output|error)=.*/", script.read_text(), re.MULTILINE)
+
+
+def test_the_script_of_sweeps_passes_its_flags_on(tmp_path: Path) -> None:
+    (tmp_path / "piwsl").write_text("#!/bin/sh\necho $*\n")
+    (tmp_path / "piwsl").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    script = MAIN.parent / "scripts/sweep.sbatch"
+    done = subprocess.run(
+        ["bash", script, "a.yml", "--trials", "2"], env={"PATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout == "sweep start a.yml --trials 2 --executor slurm\n"
+    assert subprocess.run(["bash", script], env={"PATH": path}, capture_output=True).returncode != 0
 
 
 def test_python_of_jobs_survives_an_early_signal() -> None:

@@ -95,7 +95,9 @@ def test_published_files_give_maces_own_numbers(published):
 def test_the_atomic_energies_of_a_head():
     model = build(TINY).mace
     model.heads = ["omol", "omat"]
-    model.atomic_energies_fn.atomic_energies = torch.tensor([[-13.5, -1029, -2042, 5], [-12, -1000, -2000, 6]])
+    model.atomic_energies_fn.atomic_energies = torch.tensor(
+        [[-13.5, -1029, -2042, 5], [-12, -1000, -2000, 6]]
+    )
     assert mace_files.atomic_energies(model, "omol")[[1, 6, 8, 22]].tolist() == [-13.5, -1029, -2042, 5]
     assert mace_files.atomic_energies(model)[[1, 6, 8, 22]].tolist() == [-12, -1000, -2000, 6]
     with pytest.raises(UserError, match="--head is 'dft', but the MACE file has omol, omat"):
