@@ -123,7 +123,7 @@ def claims():
     """Rows of the table of claims: the paper's numbers, ours without what `publish.py` writes."""
     lines = (publish.DOCS / "claims.md").read_text().splitlines()
     cells = [line.split("|")[1:-1] for line in lines if line.startswith("| ")][1:]
-    return [(paper_cell, CHANGED.sub("", ours)) for _, paper_cell, ours, _ in cells]
+    return [(paper_cell, CHANGED.sub("", ours)) for _, _, paper_cell, ours in cells]
 
 
 def percent_with_interval(row):
