@@ -8,21 +8,19 @@ next 100 validated on. Some minutes for each run; a second call goes on where th
 """
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
 from recipes.compare import compare
 from recipes.compare_report import as_recipe, present
 
-from fairchem_piwsl.datasets.prepare import prepare
+from fairchem_piwsl.datasets.prepare import Plan, WriteOptions, write_dataset
+from fairchem_piwsl.datasets.published.npz_files import NpzSource
 from fairchem_piwsl.files import check_output_folder, errors_as_sentences
 
 CONFIG = Path(__file__).with_suffix(".yml")
-DATA = Path("data/rmd17_aspirin_100")
+#: not the rmd17_aspirin_100 of published_data.py, which validates on the last structures
+DATA = Path("data/rmd17_aspirin_first_200")
 ENERGIES_ONLY = [
     "--loss_functions=[{'energy': {'fn': 'mae', 'coefficient': 1}}]",
     "--evaluation_metrics.primary_metric=energy_rmse",  # no label of a force chooses the checkpoint either
@@ -48,28 +46,14 @@ METHODS = {
 
 
 def convert(train: Path, test: Path) -> None:
-    """Write the LMDB data set to `DATA`."""
-    with tempfile.TemporaryDirectory() as folder:
-        splits = {
-            "train": (train, slice(0, 100)),
-            "val": (train, slice(100, 200)),
-            "test": (test, slice(None)),
-        }
-        files = {}
-        for split, (path, rows) in splits.items():
-            files[f"{split}_files"] = [f"{folder}/{split}.extxyz"]
-            write(files[f"{split}_files"][0], read_npz(path)[rows])
-        prepare(files=[], out=str(DATA), units="kcal/mol", **files)
-
-
-def read_npz(path: Path) -> list[Atoms]:
-    """Structures of a published npz file, with labels in kcal/mol."""
-    data, structures = np.load(path), []
-    for positions, energy, forces in zip(data["coords"], data["energies"], data["forces"], strict=True):
-        atoms = Atoms(data["nuclear_charges"], positions)
-        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
-        structures.append(atoms)
-    return structures
+    """Write the LMDB data set to `DATA`, unless it is there already."""
+    first, other = NpzSource(train), NpzSource(test)
+    parts = {
+        "train": ([first], np.arange(100)),
+        "val": ([first], np.arange(100, 200)),
+        "test": ([other], np.arange(other.count())),
+    }
+    write_dataset(lambda: Plan(parts), [first, other], {"split": "first 200"}, DATA, WriteOptions(reuse=True))
 
 
 def main() -> None:
@@ -82,12 +66,11 @@ def main() -> None:
     args = parser.parse_args()
     check_output_folder(args.out)
 
-    if not DATA.exists():
-        convert(args.train, args.test)
+    convert(args.train, args.test)
     methods = {name: METHODS[name] for name in args.methods}
     results = compare(CONFIG, methods, args.seeds, DATA / "test" / "data.lmdb", args.out)
     title = "rMD17 aspirin, 100 labelled structures, PaiNN"
-    present(results, args.out, as_recipe(results, "rmd17_aspirin", title, "rmd17_aspirin_100", "painn"))
+    present(results, args.out, as_recipe(results, "rmd17_aspirin", title, DATA.name, "painn"))
 
 
 if __name__ == "__main__":

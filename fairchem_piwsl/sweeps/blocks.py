@@ -17,13 +17,10 @@ from fairchem_piwsl.kinds import did_you_mean
 
 
 def _number(value: Any) -> Any:
-    """Text such as `1e3`, which YAML does not take for a number, is understood; true and false are none."""
+    """`value`, unless it is true or false, which pydantic takes for 1 and 0."""
     if isinstance(value, bool):
         raise ValueError(f" must be a number, not {value!r}")
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    return value
 
 
 Float = Annotated[float, BeforeValidator(_number)]
@@ -57,9 +54,10 @@ BlockType = TypeVar("BlockType", bound=Block)
 
 #: what a value must be, by pydantic's name of the mistake or its beginning
 WANTED = {
-    "greater_than": "above {gt}", "greater_than_equal": "{ge} or more", "literal_error": "{expected}",
-    "too_short": "{min_length} or more entries", "float": "a number", "finite": "a number", "int": "a whole number",
-    "bool": "true or false", "list": "a list", "dict": "a block of keys", "string": "text",
+    "greater_than": "above {gt}", "greater_than_equal": "{ge} or more", "less_than_equal": "{le} or less",
+    "literal_error": "{expected}", "too_short": "{min_length} or more entries",
+    "float": "a number", "finite": "a number", "int": "a whole number", "bool": "true or false",
+    "list": "a list", "dict": "a block of keys", "string": "text",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import yaml
 from fairchem_piwsl.config import load_config, read_yaml
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import read_json, write_json, write_text
-from fairchem_piwsl.sweeps.storage import journal_path
+from fairchem_piwsl.sweeps.storage import from_anywhere, journal_path
 from fairchem_piwsl.sweeps.sweep_file import Sweep, parse_sweep
 
 SWEEP, BASE, LAUNCH = "sweep.yml", "base.yml", "launch.json"
@@ -26,9 +26,7 @@ SWEEP, BASE, LAUNCH = "sweep.yml", "base.yml", "launch.json"
 
 def make_folder(folder: Path, content: Mapping[str, Any], sweep: Sweep, base: dict[str, Any]) -> None:
     """Keep the sweep file and its base config as they are now; later edits must not mix into the study."""
-    storage = sweep.storage
-    if storage != "journal" and "://" not in storage:
-        storage = str(Path(storage).resolve())
+    storage = from_anywhere(sweep.storage)
     kept = {"study": sweep.study, "base": BASE, "storage": storage, "trials": sweep.trials}
     write_yaml(folder / BASE, base)
     write_yaml(folder / SWEEP, {**content, **kept})

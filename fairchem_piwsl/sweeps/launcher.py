@@ -17,11 +17,12 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.sweeps.folder import LAUNCH, SWEEP, load_folder, make_folder, read_launch, write_yaml
 from fairchem_piwsl.sweeps.heartbeat import STOP, Observer
-from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
+from fairchem_piwsl.sweeps.samplers import check_sampler, make_pruner
 from fairchem_piwsl.sweeps.storage import open_storage
 from fairchem_piwsl.sweeps.study import (
     REASON,
     add_slots,
+    adding_lock,
     check_same_space,
     counts,
     create_study,
@@ -70,7 +71,7 @@ def start(
     """
     check_executor(executor)
     sweep = load_sweep(path, trials=trials, workers=workers)
-    make_sampler(sweep)
+    check_sampler(sweep)
     make_pruner(sweep)
     folder = (folder or Path("sweeps") / sweep.study).absolute()
     if (folder / LAUNCH).exists():
@@ -109,17 +110,18 @@ def resume(
     executor = executor or launch.get("executor", "local")
     check_executor(executor)
     check_output_folder(folder, "folder")
+    check_sampler(sweep)
     load_function(sweep.function, launch["workdir"])
     storage = open_storage(sweep.storage, folder)
     study = load_study(sweep, storage)
-    if "space" in study.user_attrs:
-        check_same_space(study, sweep)
+    check_same_space(study, sweep)
     if trials is not None:
         number = len(slots(study))
         if trials < number:
             raise UserError(f"--trials {trials}: {folder} has {number} already; give a larger number.")
         write_yaml(folder / SWEEP, {**read_yaml(folder / SWEEP, "sweep file"), "trials": sweep.trials})
-    add_slots(study, sweep.trials)
+    with adding_lock(folder):
+        add_slots(study, sweep)
     jobs = _send_first(study, folder, sweep, executor)
     _look_after(study, storage, folder, jobs, detach, show)
 

@@ -79,7 +79,7 @@ def best_config(
     values = ", ".join(f"{value:.6g}" for value in chosen.values)
     head = f"Trial {found['trial']} of the sweep {sweep.study}: {sweep.objective} = {values}"
     command = f"python main.py --mode train --config-yml {output}{' --cpu' if sweep.cpu else ''}"
-    command += f" --seed {sweep.seed}{' --amp' if sweep.amp else ''}"
+    command += f" --seed {chosen.params.get('seed', sweep.seed)}{' --amp' if sweep.amp else ''}"
     write_yaml(output, config, f"{head}\n{command}")
     return found
 
@@ -96,6 +96,6 @@ def _choose(study: optuna.Study, number: int | None, folder: Path) -> FrozenTria
     if not front:
         raise UserError(f"{folder} has no completed trial yet; see `piwsl sweep status {folder}`.")
     if len(study.directions) > 1 and len(front) > 1:
-        numbers = ", ".join(str(trial.user_attrs[SLOT]) for trial in front)
+        numbers = ", ".join(str(trial.user_attrs[SLOT]) for trial in front if SLOT in trial.user_attrs)
         raise UserError(f"{folder} has a Pareto front of trials {numbers}: choose one with --trial.")
     return front[0]

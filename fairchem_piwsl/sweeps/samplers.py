@@ -1,6 +1,7 @@
 """Samplers and pruners by the names used in sweep files; their options are Optuna's."""
 
 import inspect
+import itertools
 import warnings
 from typing import Any
 
@@ -8,15 +9,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import MAX_SEED
+from fairchem_piwsl.sweeps.space import suggest
 from fairchem_piwsl.sweeps.sweep_file import Sweep
-
-
-class _Grid(optuna.samplers.GridSampler):
-    """Optuna's grid, which would stop a loop that workers here do not have."""
-
-    def after_trial(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the slots of the study decide when the sweep is over."""
-
 
 SAMPLERS: dict[str, Any] = {
     "tpe": optuna.samplers.TPESampler,
@@ -25,7 +20,7 @@ SAMPLERS: dict[str, Any] = {
     "gp": optuna.samplers.GPSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
     "nsga2": optuna.samplers.NSGAIISampler,
-    "grid": _Grid,
+    "grid": optuna.samplers.RandomSampler,  # of nothing: each slot comes with its point
 }
 PRUNERS: dict[str, Any] = {
     "none": optuna.pruners.NopPruner,
@@ -40,17 +35,41 @@ PRUNERS: dict[str, Any] = {
 def make_sampler(sweep: Sweep, draw: int = 0) -> optuna.samplers.BaseSampler:
     """The sweep's sampler; `draw` varies its seed, so that no two workers propose the same values."""
     name, options = _chosen("sampler", sweep.sampler, SAMPLERS)
-    if name == "grid":
-        options["search_space"] = _grid(sweep)
-    elif name == "qmc":  # one sequence shared by all workers, so all need the same seed
-        drawn = optuna.samplers.RandomSampler(seed=sweep.seed + draw)  # entries that not every trial has
+    if name == "qmc":  # one sequence shared by all workers, so all need the same seed
+        # for entries that not every trial has
+        drawn = optuna.samplers.RandomSampler(seed=_seed(sweep.seed, draw))
         options = {"seed": sweep.seed, "scramble": True, "independent_sampler": drawn, **options}
     else:
         seed = options.get("seed", sweep.seed)
-        options["seed"] = seed + draw if isinstance(seed, int) else seed
+        options["seed"] = _seed(seed, draw) if isinstance(seed, int) else seed
     if name == "tpe":  # running trials count as bad ones: parallel workers look elsewhere
         options = {"constant_liar": True, **options}
     return _build("sampler", name, SAMPLERS[name], options)
+
+
+def _seed(seed: int, draw: int) -> int:
+    """A seed of its own for each draw, which numpy takes."""
+    return (seed + draw) % (MAX_SEED + 1)
+
+
+def check_sampler(sweep: Sweep) -> None:
+    """Raise for a grid with more trials than points, and for a sampler that cannot draw: some notice it only then."""
+    sampler, points = make_sampler(sweep), grid(sweep)
+    if points and sweep.trials > len(points):
+        raise UserError(
+            f"trials is {sweep.trials}, but the grid has {len(points)} points; give at most that."
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # these are no trials of the sweep
+    study = optuna.create_study(sampler=sampler, directions=sweep.objective.directions)  # type: ignore[arg-type]
+    try:
+        for _ in range(3):
+            trial = study.ask()
+            suggest(trial, sweep.space)
+            study.tell(trial, [0.0] * len(study.directions))
+    except (AssertionError, ImportError, TypeError, ValueError) as error:
+        raise UserError(
+            f"sampler '{sweep.sampler['name']}' cannot draw ({error}); correct its options or choose another one."
+        ) from error
 
 
 def make_pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
@@ -84,10 +103,16 @@ def _build(what: str, name: str, kind: Any, options: dict[str, Any]) -> Any:
         raise UserError(f"{what} '{name}' does not accept its options: {error}") from error
 
 
-def _grid(sweep: Sweep) -> dict[str, list[Any]]:
+def grid(sweep: Sweep) -> list[dict[str, Any]]:
+    """All points of the search space, in their order, where the sampler is a grid; no two workers draw the same."""
+    if sweep.sampler["name"] != "grid":
+        return []
+    choices = []
     for parameter in sweep.space:
         if not isinstance(parameter.distribution, CategoricalDistribution) or parameter.when:
             raise UserError(
                 f"sampler 'grid' needs categorical entries without 'when': change {parameter.key}."
             )
-    return {p.key: list(p.distribution.choices) for p in sweep.space}  # type: ignore[attr-defined]
+        choices.append(parameter.distribution.choices)
+    keys = [parameter.key for parameter in sweep.space]
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*choices)]

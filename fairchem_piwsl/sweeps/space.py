@@ -72,8 +72,8 @@ class Choices(_Entry):
             raise ValueError(" must be a list of values")
         if not all(choice is None or isinstance(choice, bool | int | float | str) for choice in choices):
             raise ValueError(" may hold numbers, texts, true, false and null only")
-        if len({(type(choice), choice) for choice in choices}) < len(choices):
-            raise ValueError(" names a value twice; remove one")
+        if len(set(choices)) < len(choices):  # Optuna takes the first that is equal
+            raise ValueError(" names a value twice (true is 1, false is 0); remove one")
         return choices
 
     def distribution(self) -> BaseDistribution:
@@ -134,13 +134,14 @@ SUGGEST = {FloatDistribution: "float", IntDistribution: "int", CategoricalDistri
 
 def suggest(trial: optuna.Trial, space: tuple[Parameter, ...]) -> dict[str, Any]:
     """Draw the active entries for a trial; the others keep the value of the base config."""
-    return _point(
+    return active(
         space,
         lambda p: getattr(trial, f"suggest_{SUGGEST[type(p.distribution)]}")(p.key, **vars(p.distribution)),
     )
 
 
-def _point(space: tuple[Parameter, ...], draw: Callable[[Parameter], Any]) -> dict[str, Any]:
+def active(space: tuple[Parameter, ...], draw: Callable[[Parameter], Any]) -> dict[str, Any]:
+    """What `draw` gives for each entry whose condition holds."""
     values: dict[str, Any] = {}
     for parameter in space:
         if all(parent in values and values[parent] in allowed for parent, allowed in parameter.when.items()):
@@ -150,7 +151,7 @@ def _point(space: tuple[Parameter, ...], draw: Callable[[Parameter], Any]) -> di
 
 def extremes(space: tuple[Parameter, ...]) -> list[dict[str, Any]]:
     """Points at the edges: each bound and choice with what its `when` asks for, then all lowest, all highest."""
-    points = [_point(space, lambda p, i=i: ends(p.distribution)[i]) for i in (0, -1)]  # type: ignore[misc]
+    points = [active(space, lambda p, i=i: ends(p.distribution)[i]) for i in (0, -1)]  # type: ignore[misc]
     for parameter in space:
         for value in ends(parameter.distribution):
             point = {parameter.key: value}

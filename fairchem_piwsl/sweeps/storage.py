@@ -68,6 +68,13 @@ def journal_path(storage: str, folder: Path) -> Path | None:
     return folder / JOURNAL if storage == "journal" else Path(storage)
 
 
+def from_anywhere(storage: str) -> str:
+    """The storage named in a sweep file, with the whole path where it is a file."""
+    scheme, slashes, path = storage.rpartition(":///")
+    is_file = scheme.startswith("sqlite") if slashes else "://" not in storage and storage != "journal"
+    return f"{scheme}{slashes}{Path(path).resolve()}" if is_file and path != ":memory:" else storage
+
+
 def open_storage(storage: str, folder: Path) -> BaseStorage:
     """The storage named in a sweep file: `journal`, a path ending in `.log`, or a database URL."""
     path = journal_path(storage, folder)

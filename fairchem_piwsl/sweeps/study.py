@@ -23,13 +23,13 @@ from fairchem_piwsl.config import get_value
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.sweeps.heartbeat import Observer
-from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
-from fairchem_piwsl.sweeps.space import contains, fingerprint
+from fairchem_piwsl.sweeps.samplers import grid, make_pruner, make_sampler
+from fairchem_piwsl.sweeps.space import active, contains, fingerprint
 from fairchem_piwsl.sweeps.sweep_file import Sweep
 
 SLOT, WORKER, REASON, RETRY, DEATHS, STEPS = "slot", "worker", "reason", "retry", "deaths", "steps"
 BASE = "base"
-RETRY_LOCK = "retry"
+ADDING = "adding"
 
 
 def load_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
@@ -69,7 +69,7 @@ def create_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
     if sweep.base_first and sweep.sampler["name"] != "grid":
         # so that the best trial is never worse than the settings one came with
         own = base_values(sweep)
-        outside = [p.key for p in sweep.space if p.key not in own and not p.when]
+        outside = [key for key in active(sweep.space, lambda p: own.get(p.key)) if key not in own]
         if outside:
             logging.warning(
                 f"the base config's {', '.join(outside)} is outside of the search space, so that no trial has its settings"
@@ -81,14 +81,15 @@ def create_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
                 system_attrs={"fixed_params": own},
             )
         )
-    add_slots(study, sweep.trials)
+    add_slots(study, sweep)
     return study
 
 
 def base_values(sweep: Sweep) -> dict[str, Any]:
     """The base config's own values of the searched entries, as far as the search space holds them."""
     defaults = {f"optim.piwsl.{name}": value for name, value in PIWSLSettings().to_config().items()}
-    values = {p.key: get_value(sweep.base, p.key, defaults.get(p.key)) for p in sweep.space}
+    trained = {**sweep.base, "seed": sweep.seed}
+    values = {p.key: get_value(trained, p.key, defaults.get(p.key)) for p in sweep.space}
     return {p.key: values[p.key] for p in sweep.space if contains(p.distribution, values[p.key])}
 
 
@@ -102,17 +103,20 @@ def check_same_space(study: optuna.Study, sweep: Sweep) -> None:
                 "change 'study' in the sweep file to begin a new one."
             )
     objective = sweep.objective.model_dump(mode="json")
-    same = study.user_attrs.get("objective", objective) == objective
+    same = study.user_attrs.get("objective") == objective
     if not same or [d.name.lower() for d in study.directions] != sweep.objective.directions:
         raise UserError(f"study '{sweep.study}' has other objectives; change 'study' to begin a new one.")
 
 
-def add_slots(study: optuna.Study, total: int) -> int:
-    """Add waiting trials until the study has `total` slots; returns the number added."""
-    used = {trial.user_attrs[SLOT] for trial in own_trials(study)}
-    for slot in range(len(used), total):
-        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={SLOT: slot}))
-    return max(0, total - len(used))
+def add_slots(study: optuna.Study, sweep: Sweep) -> int:
+    """Add waiting trials until the study has all slots of the sweep; returns the number added."""
+    used, points = len(slots(study)), grid(sweep)
+    for slot in range(used, sweep.trials):
+        fixed = {"fixed_params": points[slot]} if points else {}
+        study.add_trial(
+            optuna.create_trial(state=TrialState.WAITING, user_attrs={SLOT: slot}, system_attrs=fixed)
+        )
+    return max(0, sweep.trials - used)
 
 
 def claim(sweep: Sweep, study: optuna.Study, storage: BaseStorage, worker: str) -> optuna.Trial | None:
@@ -121,13 +125,14 @@ def claim(sweep: Sweep, study: optuna.Study, storage: BaseStorage, worker: str) 
     The sampler's seed follows from the slot: no two workers draw the same, and a sweep can be repeated.
     """
     for frozen in own_trials(study, TrialState.WAITING):
+        sampler = make_sampler(sweep, draw=frozen.user_attrs[SLOT])
         try:
             mine = storage.set_trial_state_values(frozen._trial_id, state=TrialState.RUNNING)
         except UpdateFinishedTrialError:
             continue
         if mine:
             storage.set_trial_user_attr(frozen._trial_id, WORKER, worker)
-            study.sampler = make_sampler(sweep, draw=frozen.user_attrs[SLOT])
+            study.sampler = sampler
             return optuna.Trial(study, frozen._trial_id)
     return None
 
@@ -143,9 +148,9 @@ def fail(study: optuna.Study, storage: BaseStorage, number: int, reason: str, re
 
 
 @contextmanager
-def retry_lock(folder: Path) -> Iterator[None]:
-    """Only one process at a time retries trials."""
-    lock = JournalFileOpenLock(str(folder / RETRY_LOCK), grace_period=30)
+def adding_lock(folder: Path) -> Iterator[None]:
+    """Only one process at a time adds trials."""
+    lock = JournalFileOpenLock(str(folder / ADDING), grace_period=30)
     lock.acquire()
     try:
         yield
@@ -155,7 +160,7 @@ def retry_lock(folder: Path) -> Iterator[None]:
 
 def hand_back(study: optuna.Study, storage: BaseStorage, folder: Path, number: int, reason: str) -> None:
     """Close a trial that did not get to its end and let another worker continue it."""
-    with retry_lock(folder):
+    with adding_lock(folder):
         fail(study, storage, number, reason, retry=True)
         add_missing_retries(study)
 
@@ -175,7 +180,7 @@ def retry_dead(
     ]
     if not dead and not missing_retries(study):
         return []
-    with retry_lock(folder):
+    with adding_lock(folder):
         for trial in dead:
             deaths = trial.user_attrs.get(DEATHS, 0) + 1
             times = "" if deaths == 1 else f", {deaths} times on these values"

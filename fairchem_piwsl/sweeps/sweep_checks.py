@@ -6,14 +6,15 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.config import with_values
+from fairchem_piwsl.config import get_value, with_values
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.jobs.slurm import need_commands
+from fairchem_piwsl.kinds import did_you_mean, metric_name
 from fairchem_piwsl.sweeps.space import extremes
 from fairchem_piwsl.sweeps.sweep_file import TRAINING, Sweep
 
@@ -63,14 +64,24 @@ def load_function(name: str, folder: str) -> Callable[..., Any]:
 
 
 def check_trials(sweep: Sweep) -> None:
-    """Raise for trials that could not run: the function, or for trainings the config of the first trial and of
-    those at the edges of the search space."""
+    """Raise for trials that could not run: keys that others set, the function, or for trainings the metrics of the
+    objective, the config of the first trial and of those at the edges of the search space."""
+    from fairchem_piwsl.training.config_layout import COMMAND_LINE
+
+    others = COMMAND_LINE.keys() - {"print_every"}
+    for key in (*sweep.set, *(p.key for p in sweep.space if p.key != "seed")):
+        if key in others:
+            raise UserError(
+                f"'{key}' comes from the sweep file's own keys or the flags of main.py, not from 'set' or 'space'; "
+                "remove it there."
+            )
     load_function(sweep.function, os.getcwd())
     if sweep.function != TRAINING:
         return
     from fairchem_piwsl.training.preflight import check_config
 
     check_config(sweep.base)
+    _check_metrics(sweep.objective.metrics, sweep.base)
     logging.disable(logging.WARNING)  # all there is to say has been said once
     try:
         for values in extremes(sweep.space):
@@ -82,3 +93,19 @@ def check_trials(sweep: Sweep) -> None:
                 raise UserError(f"space, at {where}: {error}") from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _check_metrics(metrics: list[str], base: Mapping[str, Any]) -> None:
+    """Raise for a metric that the validation of this config will not report."""
+    from fairchem_piwsl.training.metrics import ROOT_MEAN_SQUARES
+
+    listed = get_value(base, "evaluation_metrics.metrics")
+    if not isinstance(listed, Mapping):
+        return  # upstream's defaults, which depend on the task
+    known = {"loss", *(metric_name(output, name) for output, names in listed.items() for name in names)}
+    own = "piwsl" in str(base.get("trainer", "")).lower()
+    known |= set(ROOT_MEAN_SQUARES) if own else set()
+    for metric in metrics:
+        if metric not in known and not (own and metric.startswith(("loss_", "weighted_"))):
+            hint = did_you_mean(metric, sorted(known)).replace("settings", "metrics")
+            raise UserError(f"objective: the validation reports no '{metric}'; {hint}")

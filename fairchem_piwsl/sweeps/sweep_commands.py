@@ -78,7 +78,7 @@ def status(
     if as_json:
         print(json.dumps(state, indent=2))
     else:
-        Console(markup=False).print(render(state))
+        Console(markup=False, emoji=False).print(render(state))
 
 
 @sweep_app.command()
@@ -140,7 +140,7 @@ def _live(detach: bool) -> Iterator[Show | None]:
     from fairchem_piwsl.sweeps.folder import load_folder
     from fairchem_piwsl.sweeps.results import summary
 
-    console = Console(markup=False)  # names and values may hold brackets
+    console = Console(markup=False, emoji=False)  # names and values may hold brackets
     if detach or not console.is_terminal:
         yield None
         return
@@ -153,6 +153,6 @@ def _print_summary(folder: Path, detach: bool) -> None:
 
     from fairchem_piwsl.sweeps.results import open_sweep, summary
 
-    Console(markup=False).print(render(summary(*open_sweep(folder), folder)))
+    Console(markup=False, emoji=False).print(render(summary(*open_sweep(folder), folder)))
     if detach:
         print(f"look after it with: piwsl sweep status {folder}")

@@ -16,14 +16,18 @@ from pydantic import (
     model_validator,
 )
 
-from fairchem_piwsl.config import check_keys, entries, get_value, load_parts, read_yaml, with_values
+from fairchem_piwsl.config import entries, load_parts, read_yaml, with_values
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.kinds import did_you_mean
+from fairchem_piwsl.kinds import MAX_SEED, closest
+from fairchem_piwsl.settings import SETTINGS
 from fairchem_piwsl.sweeps.blocks import Block, NaturalInt, PositiveFloat, PositiveInt, checked
 from fairchem_piwsl.sweeps.space import Parameter, parse_space
 
-#: metrics of PIWSLForcesTrainer beside those of `evaluation_metrics`
-OWN_METRICS = ("energy_rmse", "energy_per_atom_rmse", "forces_rmse", "pitc_rmse")
+#: settings under `optim` that a config may leave out
+OPTIONAL = (
+    "batch_size", "checkpoint_every", "clip_grad_norm", "ema_decay", "ema_warmup", "eval_batch_size", "eval_every",
+    "lr_initial", "max_epochs", "num_workers", "optimizer", "scheduler", "weight_decay",
+)  # fmt: skip
 TRAINING = "fairchem_piwsl.sweeps.trial_training.train_trial"
 
 
@@ -55,7 +59,7 @@ class Objective(Block):
     @property
     def names(self) -> list[str]:
         """A name for each value of a trial."""
-        if self.sum and len(self.sum) > 1:
+        if self.sum:
             return [" + ".join(f"{weight:g} {name}" for name, weight in self.sum.items())]
         return self.metrics
 
@@ -168,7 +172,7 @@ class Sweep(Block):
     base_first: StrictBool = True
     retries: NaturalInt = 2
     heartbeat: HeartbeatTimes = HeartbeatTimes()
-    seed: NaturalInt = 0
+    seed: Annotated[NaturalInt, Field(le=MAX_SEED)] = 0
     cpu: StrictBool = False
     amp: StrictBool = False
     function: Text = TRAINING
@@ -213,12 +217,11 @@ def parse_sweep(
     given = {**_given(content), **_given(instead)}
     changes = given.get("set", {})
     if isinstance(changes, Mapping):
-        check_keys(base, changes, "set")
+        _check_keys(base, changes, "set")
         base = with_values(base, changes)
     sweep: Sweep = checked(Sweep, {"study": default_name, **given, "base": base}, where)
     if sweep.function == TRAINING:
-        check_keys(base, [p.key for p in sweep.space], "space")
-        _check_metrics(sweep.objective.metrics, base)
+        _check_keys(base, [p.key for p in sweep.space], "space")
     return sweep
 
 
@@ -226,15 +229,15 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _check_metrics(metrics: list[str], base: Mapping[str, Any]) -> None:
-    """Raise for a metric that the validation of this config will not report."""
-    listed = get_value(base, "evaluation_metrics.metrics")
-    if not isinstance(listed, Mapping):
-        return  # upstream's defaults, which depend on the task
-    known = {"loss"} | {f"{target}_{name}" for target, names in listed.items() for name in names}
-    if "piwsl" in str(base.get("trainer", "")).lower():
-        known |= set(OWN_METRICS)
-    for metric in metrics:
-        if metric not in known:
-            hint = did_you_mean(metric, sorted(known)).replace("settings", "metrics")
-            raise UserError(f"objective: the validation reports no '{metric}'; {hint}")
+def _check_keys(config: Mapping[str, Any], keys: Any, where: str) -> None:
+    """Raise for the first of `keys` that is neither in the config nor a setting that it may leave out."""
+    optional = [
+        *(f"optim.{name}" for name in OPTIONAL),
+        *(f"optim.piwsl.{name}" for name in SETTINGS.settings),
+    ]
+    known = {*dict(entries(config)), "seed", *optional}
+    for key in keys:
+        if key not in known:
+            close = closest(key, known)
+            hint = f"did you mean '{close}'?" if close else "add the key to the base config first."
+            raise UserError(f"{where}: '{key}' is not a key of the base config; {hint}")

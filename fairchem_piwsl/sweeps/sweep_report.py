@@ -14,8 +14,8 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from fairchem_piwsl.analysis.figures import log_scale, save
 from fairchem_piwsl.files import check_output_folder
-from fairchem_piwsl.report.figures import log_scale, save
 from fairchem_piwsl.report.html_page import Part, Table, write_html
 from fairchem_piwsl.sweeps.results import open_sweep, summary
 from fairchem_piwsl.sweeps.study import REASON, SLOT, completed, slots
@@ -205,7 +205,7 @@ def pareto(study: optuna.Study, names: Sequence[str]) -> Figure | None:
     )
     for trial in front:
         place = (trial.values[0], trial.values[1])
-        axis.annotate(str(trial.user_attrs[SLOT]), place, xytext=(5, 5), textcoords="offset points")
+        axis.annotate(str(trial.user_attrs.get(SLOT, "")), place, xytext=(5, 5), textcoords="offset points")
     _value_axis(axis, x, names[0], "x")
     _value_axis(axis, y, names[1])
     axis.legend(fontsize="small")

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 
 from fairchem_piwsl.config import with_values
-from fairchem_piwsl.errors import DivergedError, UserError
+from fairchem_piwsl.errors import DivergedError, UserError, in_words
 from fairchem_piwsl.jobs.command_line import parser, with_flags
 from fairchem_piwsl.sweeps.storage import cut_torn_line
 from fairchem_piwsl.sweeps.sweep_file import Objective, Sweep
@@ -93,7 +93,7 @@ def read_history(path: Path) -> dict[int, dict[str, float]]:
 
 def failure_reason(error: BaseException) -> str:
     """One line for the study: out of memory and divergence by name, anything else by its own words."""
-    words = " ".join(str(error).split())[:300]
+    words = in_words(error)
     memory = (
         "out of memory",
         "can't allocate memory",
@@ -101,7 +101,7 @@ def failure_reason(error: BaseException) -> str:
         "cublas_status_alloc_failed",
     )
     if isinstance(error, MemoryError) or any(text in words.lower() for text in memory):
-        return f"out of memory: {words or type(error).__name__}"
+        return f"out of memory: {words}"
     if isinstance(error, DivergedError):
         return f"diverged: {words}"
     return f"{type(error).__name__}: {words}"
@@ -120,7 +120,7 @@ def trial_config(sweep: Sweep, values: Mapping[str, Any], run_dir: Path, run: st
         logger = {"group": sweep.study, "name": logger}
     flags = {
         "mode": "train", "config-yml": "unused", "identifier": run, "timestamp-id": run, "run-dir": run_dir,
-        "seed": sweep.seed, "print-every": config.get("print_every", 100),
+        "seed": values.get("seed", sweep.seed), "print-every": config.get("print_every", 100),
     }  # fmt: skip
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     arguments += [f"--{name}" for name in ("cpu", "amp") if getattr(sweep, name)]

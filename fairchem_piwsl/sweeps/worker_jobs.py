@@ -11,7 +11,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedSubmissionError
 
-from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.errors import UserError, in_words
 from fairchem_piwsl.files import write_json
 from fairchem_piwsl.jobs.signals import handled
 from fairchem_piwsl.jobs.slurm import MAX_TIMEOUTS, slurm_executor
@@ -105,9 +105,7 @@ class WorkerJobs:
 
 def slurm_ids(launch: Mapping[str, Any]) -> list[str]:
     """Workers that SLURM has; not processes of this machine, whose numbers may be those of other jobs."""
-    # folders from before they were kept apart have one list
-    before = launch["jobs"] if launch.get("executor") == "slurm" else []
-    return launch.get("slurm", before)
+    return launch.get("slurm", [])
 
 
 def sweep_executor(folder: Path, sweep: Sweep) -> submitit.AutoExecutor:
@@ -120,9 +118,8 @@ def sweep_executor(folder: Path, sweep: Sweep) -> submitit.AutoExecutor:
     try:
         executor.update_parameters(**parameters)
     except (AssertionError, NameError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"job: submitit does not accept these parameters ({reason}); correct them."
+            f"job: submitit does not accept these parameters ({in_words(error)}); correct them."
         ) from error
     return executor
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import published_data
 import pytest
+import rmd17_aspirin
 from ase.io import read, write
 from conftest import labelled_molecules
 
 from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.units import KCAL_PER_MOL
 
 
 def test_small_molecules_are_nested_and_apart_from_validation(tmp_path):
@@ -31,6 +33,26 @@ def test_small_molecules_are_nested_and_apart_from_validation(tmp_path):
     assert places[900, "val"] == places[50, "val"] == [9, 19, 29, 39]
     assert not set(places[900, "train"]) & set(places[900, "val"])
     assert places[100, "test"] == [None] * 3
+
+
+def test_rmd17_aspirin_has_a_data_set_of_its_own(tmp_path, monkeypatch):
+    assert rmd17_aspirin.DATA.name not in published_data.jobs(tmp_path, tmp_path)
+    files, energies = {}, {"train": np.arange(300.0), "test": 1000.0 + np.arange(7)}
+    for name, values in energies.items():
+        files[name] = tmp_path / f"{name}.npz"
+        positions = np.random.default_rng(len(values)).normal(0, 0.05, (len(values), 4, 3))
+        positions += [[0, 0, 0], [0, 0, 1.2], [0, 0.95, -0.6], [0, -0.95, -0.6]]
+        forces = np.random.default_rng(0).normal(0, 10, positions.shape)
+        arrays = {"coords": positions, "energies": values, "forces": forces - forces.mean(1, keepdims=True)}
+        np.savez(files[name], nuclear_charges=[6, 8, 1, 1], **arrays)
+    monkeypatch.setattr(rmd17_aspirin, "DATA", tmp_path / "out")
+    for _ in range(2):  # a second run goes on with what the first one wrote
+        rmd17_aspirin.convert(files["train"], files["test"])
+    for split, expected in (("train", range(100)), ("val", range(100, 200)), ("test", range(1000, 1007))):
+        found = read_labelled(tmp_path / "out" / split / "data.lmdb")
+        assert [round(one.energy / KCAL_PER_MOL) for one in found] == list(expected)
+    with pytest.raises(UserError, match="out"):
+        rmd17_aspirin.convert(files["test"], files["train"])  # other files are not taken for these
 
 
 def where(structures, energy):

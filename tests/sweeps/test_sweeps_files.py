@@ -14,10 +14,12 @@ from optuna.trial import FixedTrial
 
 from fairchem_piwsl.config import entries, get_value, load_config, with_values
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.sweeps.samplers import make_pruner, make_sampler
+from fairchem_piwsl.sweeps.samplers import check_sampler, make_pruner, make_sampler
 from fairchem_piwsl.sweeps.space import parse_space, suggest
 from fairchem_piwsl.sweeps.study import base_values
+from fairchem_piwsl.sweeps.sweep_checks import check_trials
 from fairchem_piwsl.sweeps.sweep_file import Objective, Sweep, load_sweep, parse_sweep
+from fairchem_piwsl.sweeps.trial_training import trial_config
 
 FLOAT = {"type": "float", "low": 0.0, "high": 1.0}
 
@@ -96,6 +98,7 @@ def test_a_condition_that_never_holds_is_refused() -> None:
         ({"type": "int", "low": 1, "high": 2.5}, "whole number"),
         ({"type": "categorical", "choices": []}, "must be a list"),
         ({"type": "categorical", "choices": [1, 1]}, "twice"),
+        ({"type": "categorical", "choices": [0, False]}, "twice"),  # Optuna draws both as 0
         ({**FLOAT, "when": {"optim.optimizer": "AdamW"}}, "must stand above it"),
     ],
 )
@@ -115,6 +118,7 @@ def test_mistakes_in_the_space(entry: dict[str, Any], message: str) -> None:
         ({"heartbeat": {"interval": 5, "grace": 6}}, "at least three times"),
         ({"budget": {"days": 2}}, "'days' is not a key"),
         ({"cpu": "no"}, "cpu must be true or false"),
+        ({"seed": 2**32}, "seed must be 4294967295 or less"),
     ],
 )
 def test_mistakes_in_the_sweep_file(changes: dict[str, Any], message: str) -> None:
@@ -131,8 +135,39 @@ def test_unknown_key_in_the_space_of_a_training(tmp_path: Path) -> None:
     ).space  # a default, not in base
     with pytest.raises(UserError, match=r"optim.lr_intial.*did you mean 'optim.lr_initial'"):
         parse_sweep({**content, "space": {"optim.lr_intial": FLOAT}}, base)
-    with pytest.raises(UserError, match="reports no 'force_mae'; did you mean 'forces_mae'"):
-        parse_sweep({**content, "objective": "force_mae"}, base)
+
+
+def test_metrics_are_those_of_the_validation(tmp_path: Path) -> None:
+    base = make_config(tmp_path)
+    base["trainer"] = "piwsl_forces"
+    base["evaluation_metrics"]["metrics"] = {
+        "energy": ["mae", "energy_within_threshold"],
+        "forces": ["mae", "cosine_similarity", "forcesx_mae"],
+        "misc": ["energy_forces_within_threshold"],
+    }
+    content = sweep_content(space={"optim.lr_initial": {**FLOAT, "low": 0.1}})
+    content.pop("function")
+    both = "energy_forces_within_threshold"
+    for metric in ("energy_within_threshold", "forcesx_mae", both, "forces_rmse", "loss"):
+        check_trials(parse_sweep({**content, "objective": metric}, base))
+    for metric, meant in (("force_mae", "forces_mae"), (f"misc_{both}", both)):
+        with pytest.raises(UserError, match=f"reports no '{metric}'; did you mean '{meant}'"):
+            check_trials(parse_sweep({**content, "objective": metric}, base))
+
+
+@pytest.mark.parametrize("key", ["set", "space"])
+def test_keys_that_the_sweep_sets_itself(key: str) -> None:
+    entry: Any = {"set": 1, "space": {"type": "categorical", "choices": [False, True]}}[key]
+    base = {**BASE, "amp": False}
+    with pytest.raises(UserError, match="'amp' comes from the sweep file's own keys"):
+        check_trials(parse_sweep(sweep_content(**{key: {"amp": entry}}), base))
+
+
+def test_seeds_may_be_searched(tmp_path: Path) -> None:
+    sweep = parse(space={"seed": {"type": "categorical", "choices": [3, 4]}}, seed=4)
+    assert base_values(sweep) == {"seed": 4}
+    for values, seed in (({"seed": 3}, 3), ({}, 4)):
+        assert trial_config(sweep, values, tmp_path, "toy-0000")["seed"] == seed
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -149,6 +184,7 @@ def test_objective_of_a_history() -> None:
     assert Objective(metric="e", take="last").final(history) == [2.0]
     assert Objective(metric="e", direction="maximize").final(history) == [3.0]
     assert Objective(sum={"e": 1.0, "f": 10.0}).final(history) == [12.0]
+    assert Objective(sum={"f": 10.0}).names == ["10 f"]
     assert Objective(pareto=["e", "f"]).final(history) == [1.0, 1.5]
 
 
@@ -168,7 +204,24 @@ def test_sampler_and_pruner_options() -> None:
     with pytest.raises(UserError, match="sampler 'best' is not known"):
         make_sampler(parse(sampler="best"))
     with pytest.raises(UserError, match="'grid' needs categorical"):
-        make_sampler(parse(sampler="grid"))
+        check_sampler(parse(sampler="grid"))
+    with pytest.raises(UserError, match="trials is 3, but the grid has 2 points"):
+        check_sampler(
+            parse(sampler="grid", space={"x": {"type": "categorical", "choices": [0, 1]}}, trials=3)
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampler": {"name": "tpe", "n_startup_trials": "6"}},
+        {"sampler": "cmaes", "objective": {"pareto": ["error", "other"]}},
+    ],
+)
+def test_samplers_that_cannot_draw(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"sampler '\w+' cannot draw \(.*\); correct its options"):
+        check_sampler(parse(**changes))
+    make_sampler(parse(**changes))  # Optuna itself does not notice before it draws
 
 
 def shipped() -> list[Path]:

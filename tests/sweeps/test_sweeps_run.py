@@ -70,6 +70,8 @@ def test_pareto_front(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="choose one with --trial"):
         best_config(folder, tmp_path / "best.yml")
     assert best_config(folder, tmp_path / "best.yml", trial=front[0]["trial"])
+    foreign = optuna.create_trial(values=[0.0, 0.0], params={}, distributions={})
+    open_sweep(folder)[1].add_trial(foreign)  # a result of one's own
     assert "Pareto" in write_report(folder).read_text()
 
 

@@ -19,9 +19,10 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.sweeps import heartbeat
 from fairchem_piwsl.sweeps.heartbeat import Heartbeat, Observer
 from fairchem_piwsl.sweeps.launcher import _removed_on_error
-from fairchem_piwsl.sweeps.storage import JOURNAL, cut_torn_line, open_storage
+from fairchem_piwsl.sweeps.storage import JOURNAL, cut_torn_line, from_anywhere, open_storage
 from fairchem_piwsl.sweeps.study import (
     add_slots,
+    adding_lock,
     claim,
     counts,
     create_study,
@@ -248,11 +249,55 @@ def test_two_starts_at_the_same_moment_do_not_take_the_folder_from_each_other(tm
     assert [path.name for path in folder.iterdir()] == ["journal.log"]
 
 
+def test_base_that_lies_outside_where_a_condition_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    space = {
+        "optim.batch_size": {"type": "categorical", "choices": [4, 8]},
+        "optim.lr_initial": {"type": "float", "low": 0.2, "high": 0.5, "when": {"optim.batch_size": 4}},
+    }
+    study = create_study(make_sweep(space=space), open_storage("journal", tmp_path))
+    assert "base" not in study.trials[0].user_attrs
+    assert "the base config's optim.lr_initial is outside" in caplog.text
+
+
+def test_the_largest_seed(tmp_path: Path) -> None:
+    sweep, storage = make_sweep(trials=3, seed=2**32 - 1), open_storage("journal", tmp_path)
+    study = create_study(sweep, storage)
+    assert all(claim(sweep, study, storage, "w") is not None for _ in range(3))
+
+
+def add_under_lock(folder: Path) -> None:
+    study = load_study(make_sweep(), open_storage("journal", folder))
+    with adding_lock(folder):
+        add_slots(study, make_sweep(trials=40))
+
+
+def test_slots_are_added_once_by_two_resumes_at_the_same_moment(tmp_path: Path) -> None:
+    study = create_study(make_sweep(trials=1), open_storage("journal", tmp_path))
+    context = multiprocessing.get_context("fork")
+    resumes = [context.Process(target=add_under_lock, args=(tmp_path,)) for _ in range(2)]
+    for process in resumes:
+        process.start()
+    for process in resumes:
+        process.join()
+    assert sorted(trial.user_attrs["slot"] for trial in study.trials) == list(range(40))
+
+
 def test_more_slots(tmp_path: Path) -> None:
     study = create_study(make_sweep(trials=2), open_storage("journal", tmp_path))
-    assert add_slots(study, 5) == 3
-    assert add_slots(study, 5) == 0
+    assert add_slots(study, make_sweep(trials=5)) == 3
+    assert add_slots(study, make_sweep(trials=5)) == 0
     assert sorted(slots(study)) == list(range(5))
+
+
+def test_a_storage_in_a_file_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for relative in ("a.log", "sqlite:///a.db"):
+        name = relative.removeprefix("sqlite:///")
+        assert from_anywhere(relative) == relative.replace(name, str(tmp_path / name))
+    for url in ("journal", "sqlite:////b/a.db", "sqlite:///:memory:", "sqlite://", "postgresql:///x"):
+        assert from_anywhere(url) == url
 
 
 def test_storages_that_cannot_be_used(tmp_path: Path) -> None:
