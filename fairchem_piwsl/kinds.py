@@ -161,6 +161,11 @@ def did_you_mean(name: Any, known: Iterable[str]) -> str:
     return f"did you mean '{close}'?" if close else f"known settings: {', '.join(names)}."
 
 
+def metric_name(target: str, function: str) -> str:
+    """What upstream's evaluator calls a metric of an output, or of several (target `misc`)."""
+    return function if target in function or target == "misc" else f"{target}_{function}"
+
+
 @dataclass(frozen=True)
 class _Choice(Kind):
     known: tuple[str, ...]

@@ -40,15 +40,6 @@ def adversarial_direction(
     return normalize(-(sign * flip)[batch, None] * force_error.detach(), dim=-1)
 
 
-def magnitudes(
-    num_structures: int, eps_max: float, drawn: bool, like: Tensor, generator: torch.Generator
-) -> Tensor:
-    """Magnitude eps of each structure [B]: drawn from U(0, eps_max), or eps_max for all."""
-    if not drawn:
-        return like.new_full((num_structures,), eps_max)
-    return eps_max * torch.rand(num_structures, generator=generator, device=like.device, dtype=like.dtype)
-
-
 def choose_atoms(
     batch: Tensor, natoms: Tensor, free: Tensor, fraction: float, generator: torch.Generator
 ) -> Tensor:
@@ -99,14 +90,17 @@ def draw(
         generator: source of every random number.
         direction: unit vectors [N, 3] of an `adversarial` draw.
     """
+    uniform = lambda *shape: torch.rand(shape, generator=generator, device=pos.device, dtype=pos.dtype)
     if settings.perturbation == "adversarial":
         if direction is None:
             raise ValueError("an adversarial draw needs its direction.")
     else:
-        direction = 2 * torch.rand(pos.shape, generator=generator, device=pos.device, dtype=pos.dtype) - 1
+        direction = 2 * uniform(*pos.shape) - 1
         if settings.perturbation == "sphere":
             direction = normalize(direction, dim=-1)
-    eps = magnitudes(len(natoms), settings.eps_max, settings.magnitude == "drawn", pos, generator)
+    eps = pos.new_full((len(natoms),), settings.eps_max)
+    if settings.magnitude == "drawn":
+        eps = eps * uniform(len(natoms))
     moves = choose_atoms(batch, natoms, free, settings.fraction, generator)
     displacement = torch.where(moves[:, None], eps[batch, None] * direction, 0.0)
     return limit_to_bonds(displacement, shortest, batch, settings.max_bond_fraction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,6 @@ from fairchem_piwsl.training.copies import cut
 from fairchem_piwsl.training.energy_gradient import without_gradient
 from fairchem_piwsl.training.loss_terms import Outputs, Term
 from fairchem_piwsl.training.missing_labels import labelled_structures, mean_over_ranks
-from fairchem_piwsl.training.numbered_batches import NumberedBatches, batch_number
 from fairchem_piwsl.training.physical_units import PhysicalUnits
 from fairchem_piwsl.training.s2ef import S2EFTrainer
 from fairchem_piwsl.training.shared_randomness import shared_randomness
@@ -52,6 +52,9 @@ class PIWSLForcesTrainer(S2EFTrainer):
     from the weights of a checkpoint, and `ema_warmup: true` lets the average grow with the number of steps
     (decay min(ema_decay, (1 + n) / (10 + n))), which runs of a few thousand steps need.
     """
+
+    #: numbers of the batches of a validation, on which their displacements depend; None outside of one
+    _validation: Iterator[int] | None = None
 
     def __init__(self, **config: Any) -> None:
         self.piwsl = PIWSLSettings.from_config(config["optimizer"].get("piwsl"))
@@ -172,9 +175,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
             if s.differentiates:
                 return self._forward_differentiated(batch)
             if s.weak:
-                needed = {"C": s.needs_c, "B": s.needs_b}
-                return self._forward_displaced(batch, [point for point in needed if needed[point]])
-        if batch_number(batch) is not None:
+                return self._forward_displaced(batch, ["C"] * s.needs_c + ["B"] * s.needs_b)
+        if self._validation is not None:
             return self._forward_displaced(batch, ["C"])
         return super()._forward(batch)
 
@@ -182,8 +184,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
         """Noisy Nodes (B.2): predictions at C, to be compared with the labels of A."""
         batch = batch.to(self.device)
         with self._shared_graph.of(batch) as graph, shared_randomness(self.model, batch):
-            dr = self._draw(batch, graph, self._generator(batch))
-            return Outputs(self._predict(batch, [batch.pos + dr])[0])
+            moved = self._displacements(batch, graph, self._generator(), ["C"])
+            return Outputs(self._predict(batch, [batch.pos + moved["C"]])[0])
 
     def _forward_differentiated(self, batch: Batch) -> Outputs:
         """Outputs at A, and the gradient of the energy there."""
@@ -200,18 +202,14 @@ class PIWSLForcesTrainer(S2EFTrainer):
 
         Only an adversarial direction, which depends on the errors at A, takes a call of its own for A.
         """
-        batch, generator = batch.to(self.device), self._generator(batch)
+        batch, generator = batch.to(self.device), self._generator()
         outputs: list[dict[str, Tensor]] = []
         with self._shared_graph.of(batch) as graph, shared_randomness(self.model, batch):
             direction = None
             if self.piwsl.perturbation == "adversarial":
                 outputs = self._predict(batch, [batch.pos])
                 direction = self._adversarial_direction(outputs[0], batch, generator)
-            # dr is part of every leg, also where nothing is evaluated at C (case 2 of PISC)
-            moved = {
-                point: self._draw(batch, graph, generator, direction)
-                for point in dict.fromkeys(["C", *points])
-            }
+            moved = self._displacements(batch, graph, generator, points, direction)
             positions = [batch.pos + moved[point] for point in points]
             outputs = outputs + self._predict(batch, positions if outputs else [batch.pos, *positions])
         at = dict(zip(("A", *points), map(self._units.prediction, outputs), strict=True))
@@ -221,29 +219,25 @@ class PIWSLForcesTrainer(S2EFTrainer):
         """Upstream's outputs at each of some positions [N, 3], from one call of the model."""
         return cut(super()._forward(stack(batch, positions)), len(positions))
 
-    def _generator(self, batch: Batch) -> torch.Generator:
+    def _generator(self) -> torch.Generator:
         """Source of the draws: (seed, rank, step) in training, (seed, rank, batch) in validation."""
         seed = self.config["cmd"]["seed"] or 0
         rank = gp_utils.get_dp_rank() if gp_utils.initialized() else distutils.get_rank()
-        number = batch_number(batch)
-        if number is not None:
-            return step_generator(seed, rank, number, self.device, VALIDATION_STREAM)
+        if self._validation is not None:
+            return step_generator(seed, rank, next(self._validation), self.device, VALIDATION_STREAM)
         return step_generator(seed, rank, self.step, self.device)
 
-    def _draw(
+    def _displacements(
         self,
         batch: Batch,
         graph: SharedGraph,
         generator: torch.Generator,
+        points: Sequence[str],
         direction: Tensor | None = None,
-    ) -> Tensor:
-        """Displacements [N, 3] in Angstrom; validation has some also where training has none."""
-        free = batch.fixed == 0
-        shortest = graph.shortest_distances()
-        settings = (
-            self.piwsl if self.piwsl.eps_max else replace(self.piwsl, eps_max=AUTO_DISPLACED["eps_max"])
-        )
-        return draw(settings, batch.pos, batch.batch, batch.natoms, free, shortest, generator, direction)
+    ) -> dict[str, Tensor]:
+        """dr at C, part of every leg even if nothing is evaluated there, and dr' at B: [N, 3] in Angstrom."""
+        at = batch.pos, batch.batch, batch.natoms, batch.fixed == 0, graph.shortest_distances()
+        return {point: draw(self.piwsl, *at, generator, direction) for point in dict.fromkeys(["C", *points])}
 
     def _adversarial_direction(
         self, out: Mapping[str, Tensor], batch: Batch, generator: torch.Generator
@@ -261,9 +255,10 @@ class PIWSLForcesTrainer(S2EFTrainer):
         """Upstream's validation, with the PITC residual of the set as `pitc_rmse` (label units)."""
         if not self.piwsl.validates_consistency:
             return super().validate(split, disable_tqdm)
-        name = "val_loader" if split == "val" else "test_loader"
-        numbered = self._with(**{name: NumberedBatches(getattr(self, name))})
-        return super(PIWSLForcesTrainer, numbered).validate(split, disable_tqdm)
+        # displacements also where training has none
+        s = self.piwsl if self.piwsl.eps_max else replace(self.piwsl, eps_max=AUTO_DISPLACED["eps_max"])
+        displaced = self._with(piwsl=s, _validation=itertools.count())
+        return super(PIWSLForcesTrainer, displaced).validate(split, disable_tqdm)
 
     def _compute_metrics(self, out: Outputs, batch, evaluator, metrics_so_far=None):
         result = super()._compute_metrics(out, batch, evaluator, metrics_so_far)

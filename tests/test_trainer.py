@@ -20,6 +20,7 @@ from numpy import ndarray
 
 from fairchem_piwsl.perturbations import draw, step_generator
 from fairchem_piwsl.settings import PIWSLSettings
+from fairchem_piwsl.training.stacking import SharedGraph
 
 # ------------------------------------------------------------------ golden equality
 
@@ -212,6 +213,14 @@ def test_one_call_with_what_the_terms_need(tiny_data, tmp_path, piwsl, calls):
     with counted_calls(trainer) as sizes:
         forward_and_loss(trainer, first_batch(trainer))
     assert sizes == calls
+
+
+def test_a_step_looks_for_shortest_distances_once(tiny_data, tmp_path, monkeypatch):
+    found, search = [], SharedGraph.shortest_distances
+    monkeypatch.setattr(SharedGraph, "shortest_distances", lambda graph: found.append(1) or search(graph))
+    trainer = trainer_at_step(tiny_data, tmp_path, CASE_D)
+    forward_and_loss(trainer, first_batch(trainer))
+    assert found == [1]
 
 
 def test_case_2_moves_to_b_without_c(tiny_data, tmp_path):

@@ -64,5 +64,10 @@ def labels(tasks: Sequence[Task], batch: AtomicData) -> tuple[Tensor, Tensor]:
         return (label - task.normalizer.mean).view(-1)
 
     energies = of_own_task(tasks, "energy", batch, energy, torch.nan)
+    return energies.where(energies.isfinite(), torch.nan), force_labels(tasks, batch)
+
+
+def force_labels(tasks: Sequence[Task], batch: AtomicData) -> Tensor:
+    """Labels of forces [N, 3], NaN where missing."""
     forces = of_own_task(tasks, "forces", batch, lambda task: batch[task.name].view(-1, 3), torch.nan)
-    return energies.where(energies.isfinite(), torch.nan), forces.where(forces.isfinite(), torch.nan)
+    return forces.where(forces.isfinite(), torch.nan)

@@ -38,10 +38,12 @@ class WeakForward:
     def attach(self, model: nn.Module) -> Callable[[], Any]:
         """Stand around `model.forward`; returns what undoes it."""
         plain = model.forward
-        model.forward = lambda batch: self._forward(model, plain, batch) if self.ramp else plain(batch)
+        # once, since looking through all of a model takes long in every step
+        draws = any(map(drops, model.modules()))
+        model.forward = lambda batch: self._forward(model, plain, draws, batch) if self.ramp else plain(batch)
         return lambda: model.__dict__.pop("forward", None)
 
-    def _forward(self, model: Any, plain: Callable, batch: AtomicData) -> dict[str, Any]:
+    def _forward(self, model: Any, plain: Callable, draws: bool, batch: AtomicData) -> dict[str, Any]:
         """Outputs at A, and each weak term as the prediction of a task of its own."""
         s = self.settings
         heads.as_after_forward(batch)
@@ -59,7 +61,7 @@ class WeakForward:
                 shortest = shortest_distances(batch if has_list else lent, batch)
                 moved = self._displacements(plain, batch, lent, shortest)
                 positions = [batch.pos + moved.get(point, 0.0) for point in points]
-            if any(drops(module) for module in model.modules()):
+            if draws:
                 undo.enter_context(RepeatedDraws(len(points)))
             parts = cut(plain(stack(batch, positions, lent)), len(points))
         kcal = s.kcal_per_label_unit
@@ -95,7 +97,7 @@ class WeakForward:
         """Outputs of the weak tasks from the predictions at the points; their targets are put on `batch`."""
         kcal, terms = self.settings.kcal_per_label_unit, {}
         if self.settings.auto:
-            labelled = ~heads.labels(self.tasks, batch)[1].isnan().any(-1)
+            labelled = ~heads.force_labels(self.tasks, batch).isnan().any(-1)
             at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
         known = heads.have_both(self.tasks, batch)
         unit = heads.of_own_task(self.tasks, "energy", batch, lambda task: kcal * task.normalizer.rmsd, 1.0)

@@ -110,12 +110,17 @@ class SpinConv(nn.Module, GraphModelMixin):
         self.embeddingblock2 = EmbeddingBlock(mid, mid, hidden, embedding_size, max_num_elements)
         self.message_blocks = nn.ModuleList(MessageBlock(*sphere) for _ in range(num_interactions))
         self.energyembeddingblock = EmbeddingBlock(hidden, mid, 1, embedding_size, max_num_elements)
-        if regress_forces and force_estimator == "random":
+        if self.draws_random_numbers:
             self.force_output_block = ForceOutputBlock(*sphere)
             # Not used by these settings, kept so that published state dicts load strictly.
             self.distance_expansion_forces = GaussianSmearing(
                 0.0, cutoff, num_basis_functions, basis_width_scalar
             )
+
+    @property
+    def draws_random_numbers(self) -> bool:
+        """Whether forces are read off in random orientations, in training and in evaluation."""
+        return self.regress_forces and self.force_estimator == "random"
 
     def generate_graph(self, data: Any, *args: Any, **kwargs: Any) -> GraphData:
         """Upstream's neighbour list, cut to pairs of atoms that are near for one of both ends."""
@@ -168,7 +173,7 @@ class SpinConv(nn.Module, GraphModelMixin):
         per_atom = per_atom / (self.max_neighbors / 2 + 1)
         per_atom = self.energyembeddingblock(per_atom, number, number).squeeze(-1)
         energy = per_atom.new_zeros(len(data.natoms)).index_add(0, data.batch, per_atom)
-        if self.regress_forces and self.force_estimator == "random":
+        if self.draws_random_numbers:
             return energy, self._random_forces(messages, unit, incoming, mask, number)
         return energy, energy.new_empty(0, 3)
 

@@ -152,8 +152,7 @@ class ResumableMixin(_Trainer):
             state, self._resume = self._resume, None
             if distutils.get_rank() < len(state["random"]):
                 set_random_state(state["random"][distutils.get_rank()])
-            extra = state["extra"]
-            self.load_extra_state(extra[0] if isinstance(extra, list) else extra)  # a list in older files
+            self.load_extra_state(state["extra"])
         own = self._requested
         requested = _over_ranks(own)
         stop = requested == STOP

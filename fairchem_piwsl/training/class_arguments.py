@@ -23,6 +23,7 @@ from fairchem_piwsl.kinds import (
     optional,
     whole,
 )
+from fairchem_piwsl.upstream.names import NAMES
 
 
 def _subclasses(module: Any, base: type, unusable: Iterable[str]) -> dict[str, type]:
@@ -98,6 +99,7 @@ def registered(what: str, mapping: str, hidden: str = "$^") -> Kind:
         except Exception:  # whatever the import of a module raises
             return False
 
-    every = registry.mapping[mapping]
-    known = [name for name in every if not re.search(hidden, name)]
+    # the plugin's own may not be imported yet
+    every = [*registry.mapping[mapping], *NAMES.get(mapping, ())]
+    known = [name for name in dict.fromkeys(every) if not re.search(hidden, name)]
     return one_of(known, f"the name of a {what}", also=lambda value: value in every or by_path(value))

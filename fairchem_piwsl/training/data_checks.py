@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 
 from fairchem_piwsl.datasets.lmdb_checks import check_complete
 from fairchem_piwsl.datasets.splits import SPLITS, evenly
-from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.errors import UserError, in_words
 from fairchem_piwsl.training.random_states import random_state, set_random_state
 
 LABELS = ("energy", "forces")
@@ -293,4 +293,4 @@ def attribute(model: nn.Module, name: str, default: Any) -> Any:
 
 def reason(error: BaseException) -> str:
     """What an error of somebody else's code says, for the middle of a sentence."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".:")
+    return in_words(f"{type(error).__name__}: {error}")

@@ -39,7 +39,7 @@ class Term:
     #: A scalar with its graph: in the model's units (supervised) or in kcal/mol (weak; squared with `mse`).
     value: Tensor
     #: Factor of the term, as in the config and with the ramp.
-    weight: float | Tensor
+    weight: float
     #: The unit of the supervised energy term in the unit of `value`; None where they agree.
     unit: float | Tensor | None = None
     #: Whether it compares predictions with each other instead of with labels.

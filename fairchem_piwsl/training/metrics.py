@@ -14,6 +14,7 @@ from fairchem.core.modules.evaluator import Evaluator
 from torch import Tensor
 
 from fairchem_piwsl.errors import DivergedError
+from fairchem_piwsl.kinds import metric_name
 from fairchem_piwsl.training.missing_labels import labelled_structures
 
 #: root mean squares of every set with these outputs
@@ -64,11 +65,10 @@ def add_squares(
         metrics: what the batch is added to.
         name: of the metric.
         error: one row for each structure [B] or atom [N, 3].
-        labelled: structures that count [B], on the CPU; all where None.
+        labelled: structures that count [B]; all where None.
         structure: structure of each row [N], where rows are atoms.
     """
     if labelled is not None and not labelled.all():
-        labelled = labelled.to(error.device)
         error = error[labelled if structure is None else labelled[structure]]
     add(metrics, name, error.double().square().sum().item(), error.numel())
 
@@ -132,7 +132,9 @@ class LabelledEvaluator:
                     continue  # upstream's `rmse` is a mean of norms; the root mean square takes its name
                 joint = name not in self.levels or function == "energy_forces_within_threshold"
                 keep = torch.stack([labelled[key] for key in (labelled if joint else [name])]).all(0)
-                both = (_select(values, keep, rows) for values in (prediction, target))
+                both = prediction, target
+                if not keep.all():
+                    both = _select(prediction, keep, rows), _select(target, keep, rows)
                 self._add_upstream(metrics, name, function, *both)
         for name in self.levels:
             if name not in ("energy", "forces") and "rmse" not in self.evaluator.target_metrics.get(name, ()):
@@ -159,14 +161,10 @@ class LabelledEvaluator:
             # upstream fills a new dict where the one it is given is empty
             metrics.update(single.eval(prediction, target, metrics))
         else:
-            full = function if name in function or name == "misc" else f"{name}_{function}"
-            add(metrics, full, 0.0, 0)
+            add(metrics, metric_name(name, function), 0.0, 0)
 
 
 def _select(values: dict[str, Tensor], keep: Tensor, rows: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The outputs and atom counts of some structures; all that there is where these are all."""
-    if keep.all():
-        return values
-    keep = keep.to(values["natoms"].device)
+    """The outputs and atom counts of some structures."""
     picked = {name: values[name][keep if row is None else keep[row]] for name, row in rows.items()}
     return {**picked, "natoms": values["natoms"][keep]}

@@ -11,6 +11,7 @@ from fairchem.core.common.utils import setup_imports, update_config
 from torch import nn
 
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.kinds import metric_name
 from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.training.checkpoint_files import load_weights, read_checkpoint
 from fairchem_piwsl.training.config_layout import layout
@@ -115,7 +116,7 @@ def check_config(config: Mapping[str, Any], needs_data: bool = True, reads_data:
     if not with_forces and "forces" in primary:
         raise UserError(
             f"evaluation_metrics.primary_metric '{primary}' needs force labels, and dataset.val has none; use "
-            "energy_rmse."
+            "energy_rmse (--evaluation_metrics.primary_metric=energy_rmse)."
         )
     return primary
 
@@ -299,7 +300,7 @@ def _check_primary_metric(config: Mapping[str, Any], settings: PIWSLSettings, ow
     if not primary or not own:
         return primary
     named = [
-        fn if name in fn or name == "misc" else f"{name}_{fn}"
+        metric_name(name, fn)
         for name, functions in (evaluation.get("metrics") or {}).items()
         for fn in functions
     ]

@@ -22,8 +22,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Undo everything drawn since `random_state` returned `state`."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
-    keys = keys.cpu().numpy() if isinstance(keys, torch.Tensor) else keys  # an array in older files
-    np.random.set_state((kind, keys.astype(np.uint32), *rest))
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())

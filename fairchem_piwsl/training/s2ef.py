@@ -49,7 +49,7 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
         """Sum of all terms; what is to be logged of them goes with the outputs."""
         terms, weights = self.weigh(list(self.terms(out, batch)))
         loss, log = add_up(terms)
-        out.log = log | {name: torch.as_tensor(value).to(loss) for name, value in weights.items()}
+        out.log = log | dict(zip(weights, torch.tensor([*weights.values()]).to(loss), strict=True))
         for output in self.output_targets.keys() - {target for target, _ in self.loss_functions}:
             # distributed training, which fairchem uses on a single rank too, wants every parameter in the graph,
             # also where training is on energies only

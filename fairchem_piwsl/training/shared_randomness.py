@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.models.spinconv import SpinConv
 from fairchem_piwsl.training.repeated_draws import RepeatedDraws, drops
 from fairchem_piwsl.upstream.edge_frames import EdgeFrames
 
@@ -31,7 +30,7 @@ def shared_randomness(model: nn.Module, batch: Batch) -> Iterator[None]:
     if not draws_random_numbers(model):
         yield
         return
-    if any(getattr(module, "activation_checkpoint", False) for module in model.modules()):
+    if any(getattr(module, "activation_checkpoint", False) for module in _CANDIDATES[model]):
         raise UserError(
             "model.activation_checkpoint repeats the forward pass without the shared random numbers of the weak "
             "losses: set it to False."
@@ -70,15 +69,16 @@ def draws_random_numbers(model: nn.Module) -> bool:
     return any(_is_random(module) for module in _CANDIDATES[model])
 
 
-#: submodules that may draw random numbers in some mode; looking through all of a model takes long in every step
+#: submodules that may draw random numbers in some mode, or forbid sharing them: looking through all of a model takes
+#: long in every step
 _CANDIDATES: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
 
 
 def _may_be_random(module: nn.Module) -> bool:
     return (
-        isinstance(module, (SpinConv, nn.modules.dropout._DropoutNd))
-        or hasattr(module, "_init_edge_rot_mat")
-        or hasattr(module, "drop_prob")
+        isinstance(module, nn.modules.dropout._DropoutNd)
+        or any(hasattr(module, name) for name in ("_init_edge_rot_mat", "drop_prob", "draws_random_numbers"))
+        or getattr(module, "activation_checkpoint", False)
     )
 
 
@@ -86,9 +86,7 @@ def _is_random(module: nn.Module) -> bool:
     frames = getattr(module, "_init_edge_rot_mat", None)
     if frames is not None:  # eSCN, Equiformer v2: upstream draws edge frames in every mode
         return module.training or not isinstance(frames, EdgeFrames)
-    if isinstance(module, SpinConv):
-        return module.regress_forces and module.force_estimator == "random"
-    return module.training and drops(module)
+    return getattr(module, "draws_random_numbers", False) or (module.training and drops(module))
 
 
 def _get_state(device: torch.device) -> Tensor:

@@ -239,12 +239,20 @@ def test_dropout_is_shared_by_the_copies(rates: dict) -> None:
     model = helpers.model(**mole, use_composition_embedding=True, **rates).double()
     forward = hooked(model, c_pitc=1.0, c_pisc=1.0, k_2nd=0.5, eps_max=1e-7)
     assert any(drops(module) for module in model.modules()) == bool(rates)
+    model.modules = None  # looking through all of a model takes long: not in every step
     torch.manual_seed(1)
     batch = helpers.batch(torch.float64)
     first = model(batch)["energy"]["energy"]
     assert max(forward.terms.values()) < 1e-9
     forward.ramp = 0.0
     assert torch.allclose(first, model(batch)["energy"]["energy"], rtol=1e-9) == (not rates)
+
+
+def test_auto_asks_for_labels_of_forces_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = helpers.model()
+    hooked(model, auto=True, c_pitc=1.0)
+    monkeypatch.setattr(heads, "labels", None)
+    assert model(helpers.batch())["piwsl_pitc"]["value"].isfinite().all()
 
 
 def test_an_adversarial_direction_follows_the_error_of_the_energy() -> None:

@@ -149,6 +149,14 @@ def test_upstreams_metrics_are_upstreams():
         assert (found[name]["total"], found[name]["numel"]) == (entry["total"], entry["numel"])
 
 
+def test_a_metric_waits_for_the_device_once(monkeypatch):
+    """To ask whether all structures are labelled; each root mean square asks as well."""
+    batches, asked, every = make_batches([[3, 1]]), [], Tensor.all
+    monkeypatch.setattr(Tensor, "all", lambda *args: asked.append(args[1:]) or every(*args))
+    metrics = evaluate(batches)
+    assert asked.count(()) == len(metrics)
+
+
 # ------------------------------------------------------------------ missing labels
 
 

@@ -114,7 +114,7 @@ def test_primary_metric_without_labels(config, tmp_path, primary):
     config["evaluation_metrics"]["primary_metric"] = primary
     message = error(config)
     assert f"primary_metric '{primary}' needs force labels" in message
-    assert "energy_rmse" in message
+    assert "--evaluation_metrics.primary_metric=energy_rmse" in message
 
 
 def test_primary_metric_is_chosen_by_what_is_labelled(config, tmp_path):

@@ -115,6 +115,14 @@ def test_models_without_random_layers_are_not_touched():
             assert not model._forward_pre_hooks
 
 
+def test_a_model_is_looked_through_once(monkeypatch):
+    model, batch = build(ESCN), batch_of(structures())
+    for _ in range(2):
+        with shared_randomness(model, batch):
+            assert model._forward_hooks
+        monkeypatch.setattr(model, "modules", None)
+
+
 def test_everything_is_put_back_after_an_error():
     model, batch = build(ESCN), batch_of(structures())
     model.energy_block.forward = None

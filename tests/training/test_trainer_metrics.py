@@ -21,6 +21,7 @@ from helpers_trainer import (
 
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.perturbations import draw, step_generator
+from fairchem_piwsl.settings import PIWSLSettings
 from fairchem_piwsl.trainer import VALIDATION_STREAM
 from fairchem_piwsl.training.checkpoints import Preempted
 
@@ -73,9 +74,12 @@ def test_consistency_error_of_the_validation_set(tiny_data, tmp_path, k):
     assert validated(trainer)["pitc_rmse"] == found  # the same displacements at every validation
 
 
-def test_consistency_of_a_model_that_is_trained_without_weak_terms(tiny_data, tmp_path):
-    trainer = make_trainer(make_config(tiny_data, tmp_path, piwsl={"validate_consistency": True}))
+def test_consistency_of_a_model_that_is_trained_without_weak_terms(tiny_data, tmp_path, monkeypatch):
+    piwsl, checked, check = {"validate_consistency": True, "eps_max": 0}, [], PIWSLSettings.__post_init__
+    trainer = make_trainer(make_config(tiny_data, tmp_path, piwsl=piwsl))
+    monkeypatch.setattr(PIWSLSettings, "__post_init__", lambda s: checked.append(s.eps_max) or check(s))
     assert validated(trainer)["pitc_rmse"] > 0
+    assert checked == [0.03]  # with displacements: once, not for each batch
     with counted_calls(trainer) as sizes:
         trainer.val_loader = None
         trainer.train(disable_eval_tqdm=True)
