@@ -96,7 +96,7 @@ def _bench(
     from fairchem_piwsl.training import bench
 
     result = bench.bench(config, rounds=rounds, cpu=cpu)
-    Console(markup=False).print(bench.render(result))
+    Console(markup=False, emoji=False).print(bench.render(result))
     if json_file:
         write_result(json_file, result)
 

@@ -18,12 +18,6 @@ import yaml
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.kinds import closest
 
-#: settings under `optim` that a config may leave out
-OPTIONAL = (
-    "batch_size", "checkpoint_every", "clip_grad_norm", "ema_decay", "ema_warmup", "eval_batch_size", "eval_every",
-    "lr_initial", "max_epochs", "num_workers", "optimizer", "scheduler", "weight_decay",
-)  # fmt: skip
-
 #: the files of configs/s2ef/methods, which lie in the package too
 METHODS = Path(__file__).parent / "methods"
 #: settings of optim.piwsl that are about the data and the report, which every method keeps
@@ -157,11 +151,19 @@ def read_config(
 def with_data(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The config on another data set, in eV, with nothing of its own block `dataset`.
 
-    Paths are those of `folder`, wherever it was when it was written.
+    Paths are those of `folder`, wherever it was when it was written. Its `dataset.yml` stands for it.
 
     Raises:
         UserError: the folder has no data set that `piwsl prepare` wrote for fairchem 1.10.
     """
+    folder = folder.parent if folder.name == "dataset.yml" else folder
+    if not folder.is_dir():
+        raise UserError(
+            f"--data {folder} is a file: turn structures into a folder by `piwsl prepare {folder} --out FOLDER`, and "
+            "give that."
+            if folder.exists()
+            else f"--data {folder} does not exist: give the folder of --out of `piwsl prepare`."
+        )
     path = folder / "dataset.yml"
     block = read_yaml(path, "the data set's").get("dataset") if path.is_file() else None
     if not isinstance(get_value(block, "train.src"), str):
@@ -286,22 +288,6 @@ def entries(config: Any, above: str = "", in_lists: bool = True) -> Iterator[tup
         key = f"{above}.{name}" if above else str(name)
         yield key, value
         yield from entries(value, key, in_lists)
-
-
-def check_keys(config: Mapping[str, Any], keys: Any, where: str) -> None:
-    """Raise for the first of `keys` that is neither in the config nor a setting that it may leave out."""
-    from fairchem_piwsl.settings import SETTINGS
-
-    optional = [
-        *(f"optim.{name}" for name in OPTIONAL),
-        *(f"optim.piwsl.{name}" for name in SETTINGS.settings),
-    ]
-    known = {*dict(entries(config)), *optional}
-    for key in keys:
-        if key not in known:
-            close = closest(key, known)
-            hint = f"did you mean '{close}'?" if close else "add the key to the base config first."
-            raise UserError(f"{where}: '{key}' is not a key of the base config; {hint}")
 
 
 def with_values(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

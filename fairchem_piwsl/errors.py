@@ -8,5 +8,10 @@ class UserError(ValueError):
     """
 
 
+def in_words(error: object) -> str:
+    """What somebody else's error says, for the middle of a sentence; its type where it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".:")
+
+
 class DivergedError(UserError, FloatingPointError):
     """Training produced NaN or infinity."""

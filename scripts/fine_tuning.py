@@ -278,7 +278,7 @@ def finish(experiment: Experiment, rows: Sequence[Row]) -> None:
     """Table, figure and `piwsl report`."""
     out = experiment.out
     write_table(rows, out / "table.md")
-    console = Console(markup=False)
+    console = Console(markup=False, emoji=False)
     console.print(table(rows, f"{experiment.scale['title']}, test set"))
     picture = plot(rows, out / "fine_tuning.png", experiment.scale["title"])
     make_report([out / "runs"], title=experiment.scale["title"], out=out / "report", cpu=True)

@@ -16,10 +16,11 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from fairchem_piwsl.datasets.prepare import in_file_order, prepare
+from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
 from fairchem_piwsl.datasets.published.paper_splits import Request
 from fairchem_piwsl.datasets.published.plans import PAPER
+from fairchem_piwsl.datasets.readers import in_file_order
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled
 from fairchem_piwsl.units import ENERGY_UNITS, energy_unit

@@ -11,8 +11,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from recipes.compare_report import errors_and_cost
 from rich.table import Table
 
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.files import write_text
-from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.tables import markdown_table
 
 HEADINGS = (

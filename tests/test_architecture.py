@@ -54,6 +54,20 @@ def test_the_paper_knows_no_version_of_fairchem(module: str) -> None:
     assert rooms <= {"losses", "taylor", "perturbations", "settings", "errors", "kinds", "units"}
 
 
+def test_the_rules_name_whoever_knows_fairchem() -> None:
+    first_rule = (ROOT / "docs" / "architecture.md").read_text().partition("## Rules")[2].split("* ")[1]
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", first_rule))
+    knowing = [module for module in MODULES if "fairchem" in imported(module)]
+    assert [m for m in knowing if not {m, f"{m.split('/')[0]}/"} & named] == []
+
+
+@pytest.mark.parametrize(("room", "other"), [("training/", "models"), ("analysis/", "report")])
+def test_rooms_that_know_nothing_of_another(room: str, other: str) -> None:
+    """Trainings know no model by name, analyses no report that is made of them."""
+    modules = [module for module in MODULES if module.startswith(room)]
+    assert [m for m in modules if any(n.startswith(f"fairchem_piwsl.{other}") for n in imported(m))] == []
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("upstream/")])
 def test_patches_live_in_upstream(module: str) -> None:
     """No module elsewhere sets an attribute of a module or class that it imported from fairchem."""

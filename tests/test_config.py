@@ -228,7 +228,8 @@ def test_data_of_one_s_own_take_the_place_of_the_config_s(parts, tmp_path):
         "optim": {"max_epochs": 1},
     }
     mine = str(tmp_path / "train" / "data.lmdb")  # not where it was when it was written
-    assert with_data(own, tmp_path) == {"dataset": {"train": {"src": mine}}, "optim": {"max_epochs": 1}}
+    for given in (tmp_path, tmp_path / "dataset.yml"):
+        assert with_data(own, given) == {"dataset": {"train": {"src": mine}}, "optim": {"max_epochs": 1}}
     in_kcal = {"optim": {"piwsl": {"energy_unit": "kcal/mol"}}}
     assert with_data(in_kcal, tmp_path)["optim"]["piwsl"] == {"energy_unit": "eV"}
     flags = ["--mode", "train", "--config-yml", str(parts), "--data", str(tmp_path)]

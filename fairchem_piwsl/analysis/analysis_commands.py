@@ -24,7 +24,9 @@ Data = Annotated[
 ]
 Structure = Annotated[Path, typer.Option("--structure", help="A file that ASE reads, an LMDB or an npz.")]
 Index = Annotated[int, typer.Option(help="Number of the structure in its file.")]
-Units = Annotated[str, typer.Option("--units", help="kcal/mol, eV or meV.")]
+Units = Annotated[
+    str, typer.Option("--units", help="Energy unit: kcal/mol, kJ/mol, eV, meV, Hartree, Rydberg.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Structures per batch.")]
 Out = Annotated[Path, typer.Option(help="Folder for JSON, tables and plots.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Stay on the CPU; else a GPU is used where there is one.")]
@@ -175,7 +177,7 @@ def show(result: dict[str, Any], tables: str, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json_text(result), nl=False)
         return
-    console = Console(markup=False)  # paths may hold brackets
+    console = Console(markup=False, emoji=False)  # paths may hold brackets, and slices colons
     for table in _function(tables)(result):
         console.print(table)
     console.print(f"JSON and plots: {out}")

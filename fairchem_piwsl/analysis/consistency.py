@@ -20,7 +20,6 @@ from fairchem_piwsl.structures import as_molecule, is_isolated
 STENCIL = (-2, -1, 1, 2)
 # Differences over one and two steps further apart than this, relative to the median size, tell of a jump between.
 SMOOTH = 1e-3
-TAYLOR_KEYS = ("pitc_k0", "pitc_k0.5", "pisc_k0", "pisc_k0.5")
 
 
 class Predictor(Protocol):
@@ -59,7 +58,7 @@ def taylor_residuals(
     at_a = potential.predict(structures, batch_size)
     pairs = [unit_directions(atoms, 2, random) * np.sqrt(len(atoms)) for atoms in structures]
     structure = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([len(a) for a in structures]))
-    rows: dict[str, list[np.ndarray]] = {key: [] for key in TAYLOR_KEYS}
+    rows: dict[str, list[np.ndarray]] = {}
     for magnitude in magnitudes:
         steps = [magnitude * pair for pair in pairs]
         displaced = [list(map(moved, structures, [step[j] for step in steps])) for j in (0, 1)]
@@ -68,7 +67,7 @@ def taylor_residuals(
         for name, start, leg in (("pitc", at_a, dr), ("pisc", at_b, dr - dr_prime)):
             for k in (0.0, 0.5):
                 residual = losses.leg_residual(_tensors(start), _tensors(at_c), leg, structure, k)
-                rows[f"{name}_k{k:g}"].append(residual.numpy())
+                rows.setdefault(f"{name}_k{k:g}", []).append(residual.numpy())
     return {key: np.array(values) for key, values in rows.items()}
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from fairchem_piwsl.analysis import consistency as measures
-from fairchem_piwsl.analysis.error_metrics import energy_units
+from fairchem_piwsl.analysis import figures
+from fairchem_piwsl.analysis.error_metrics import TAYLOR, energy_units
 from fairchem_piwsl.analysis.potential import Potential, load_potential
 from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, read_json, write_result
-from fairchem_piwsl.report import figures
-from fairchem_piwsl.report.tables import TAYLOR
 
 # Finite-difference steps in Angstrom: near the optimum of truncation against rounding.
 STEPS = {"float64": 1e-3, "float32": 1e-2}

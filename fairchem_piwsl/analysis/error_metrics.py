@@ -7,22 +7,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.units import KCAL_PER_MOL
+from fairchem_piwsl.units import ENERGY_UNITS, energy_unit
 
-# unit name -> (factor from eV, energy unit, force unit)
-UNITS = {
-    "kcal/mol": (1.0 / KCAL_PER_MOL, "kcal/mol", "kcal/mol/Angstrom"),
-    "eV": (1.0, "eV", "eV/Angstrom"),
-    "meV": (1000.0, "meV", "meV/Angstrom"),
+#: what tables and figures call them
+TITLES = {
+    "energy_mae": "energy MAE",
+    "energy_rmse": "energy RMSE",
+    "energy_per_atom_mae": "energy MAE per atom",
+    "energy_per_atom_rmse": "energy RMSE per atom",
+    "forces_mae": "force MAE",
+    "forces_rmse": "force RMSE",
+    "forces_cosine": "force cosine",
+}
+#: residuals of Eqs. 3 and 4 with k of Eq. 2, as `piwsl consistency` names them
+TAYLOR = {
+    "pitc_k0": "PITC, k = 0",
+    "pitc_k0.5": "PITC, k = 1/2",
+    "pisc_k0": "PISC, k = 0",
+    "pisc_k0.5": "PISC, k = 1/2",
 }
 
 
 def energy_units(name: str) -> tuple[float, str, str]:
     """Factor from eV, energy unit and force unit of an option --units."""
-    if name not in UNITS:
-        raise UserError(f"--units {name}: not known; choose one of {', '.join(UNITS)}.")
-    return UNITS[name]
+    unit = energy_unit(name)
+    return 1 / ENERGY_UNITS[unit], unit, f"{unit}/Angstrom"
 
 
 class Estimate(NamedTuple):
@@ -71,14 +80,14 @@ def error_table(
 
 
 def in_units(table: dict[str, Estimate], units: str) -> dict[str, Estimate]:
-    """A table in eV turned into `units` ("kcal/mol", "eV" or "meV"); the cosine stays."""
-    factor = UNITS[units][0]
+    """A table in eV turned into `units`, an energy unit; the cosine stays."""
+    factor = energy_units(units)[0]
     return {key: value if key == "forces_cosine" else value.scaled(factor) for key, value in table.items()}
 
 
 def unit_of(metric: str, units: str) -> str:
     """The unit of `metric` when energies are in `units`, for table heads and axes."""
-    _, energy, force = UNITS[units]
+    _, energy, force = energy_units(units)
     if metric == "forces_cosine":
         return ""
     if metric.startswith("forces"):

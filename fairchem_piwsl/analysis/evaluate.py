@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from fairchem_piwsl.analysis.error_metrics import UNITS, energy_units, error_table, in_units, unit_of
+from fairchem_piwsl.analysis import figures
+from fairchem_piwsl.analysis.error_metrics import TITLES, energy_units, error_table, in_units, unit_of
 from fairchem_piwsl.analysis.potential import Potential, Predictions, load_potentials
 from fairchem_piwsl.datasets.element_references import composition, fit_references
 from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, write_result
-from fairchem_piwsl.report import figures
-from fairchem_piwsl.report.tables import TITLES as ERRORS
 from fairchem_piwsl.structures import Labelled, fixed_atoms
 from fairchem_piwsl.units import ENERGY_UNITS
 
@@ -40,7 +39,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Errors of every checkpoint on `data`, as a dictionary ready for JSON.
 
-    units: "kcal/mol", "eV" or "meV". group_by: "composition", "size", "none", or "auto": by composition
+    units: an energy unit, such as "kcal/mol" or "eV". group_by: "composition", "size", "none", or "auto": by composition
     where there are 2 to 12 of them, by size where there are more. out: a folder for `evaluate.json` and
     parity plots, written when all models are done.
     load_options go to `load_potential` (cpu, dtype, ema, gradient_forces, task_name).
@@ -62,7 +61,7 @@ def evaluate(
         "structures": len(structures),
         "atoms": sum(map(len, atoms)),
         "confidence": CONFIDENCE,
-        "units": {metric: unit_of(metric, units) for metric in ERRORS},
+        "units": {metric: unit_of(metric, units) for metric in TITLES},
         "models": models,
         "warning": unit_warning(structures, predictions, data),
     }
@@ -171,7 +170,7 @@ def plot_parity(
     structures: Sequence[Labelled], prediction: Predictions, units: str, title: str, path: Path
 ) -> Path:
     """Predicted against reference energies and force components, one panel for each label that is there."""
-    factor, energy_unit, force_unit = UNITS[units]
+    factor, energy_unit, force_unit = energy_units(units)
     panels = []
     if any(np.isfinite(item.energy) for item in structures):
         reference, predicted = relative_energies(structures, prediction.energy)

@@ -18,7 +18,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from fairchem_piwsl.analysis.inference_checkpoints import is_inference_checkpoint
 from fairchem_piwsl.analysis.model_names import short_names
-from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.errors import UserError, in_words
 from fairchem_piwsl.upstream import installed_version
 
 if TYPE_CHECKING:
@@ -180,9 +180,8 @@ def fitting(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{path}: its weights do not fit the model that its config names ({reason}); give a checkpoint as "
+            f"{path}: its weights do not fit the model that its config names ({in_words(error)}); give a checkpoint as "
             "training wrote it."
         ) from error
 

@@ -12,8 +12,8 @@ from ase import Atoms
 
 from fairchem_piwsl.analysis.inference_checkpoints import read_inference_checkpoint
 from fairchem_piwsl.analysis.potential import Potential, check_weights, fitting, quiet, seeded
+from fairchem_piwsl.analysis.run_configs import run_config
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.report.run_configs import run_config
 from fairchem_piwsl.structures import STATES, with_full_cell
 from fairchem_piwsl.training.precision import default_dtype
 

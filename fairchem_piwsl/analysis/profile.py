@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.analysis.bonds import fragment
 from fairchem_piwsl.analysis.error_metrics import energy_units
 from fairchem_piwsl.analysis.potential import Predictions, load_potentials
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
+from fairchem_piwsl.analysis.run_configs import settings_of
 from fairchem_piwsl.datasets.read import read_structure
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_result
-from fairchem_piwsl.report import figures
-from fairchem_piwsl.report.runs import settings_of
 from fairchem_piwsl.structures import as_molecule, is_isolated
 
 # What tells the seeds of one run apart in their names.

@@ -15,7 +15,7 @@ from ase.io.formats import get_compression, open_with_compression
 from ase.io.trajectory import Trajectory
 
 from fairchem_piwsl.datasets import ase_lmdb
-from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.errors import UserError, in_words
 from fairchem_piwsl.units import ENERGY_UNITS, energy_unit
 
 _TOTAL_ENERGY = re.compile(r"total\s+energy\s*[=:]\s*([-+0-9.eEdD]+)\s*([A-Za-z/]+)?")
@@ -52,8 +52,9 @@ def broken(path: Path, frame: int | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         where = f"{path}" if frame is None else f"{path}, frame {frame}"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where} cannot be read ({reason}): repair the file or leave it out.") from error
+        raise UserError(
+            f"{where} cannot be read ({in_words(error)}): repair the file or leave it out."
+        ) from error
 
 
 class ExtxyzReader:

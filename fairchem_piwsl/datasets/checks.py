@@ -16,6 +16,8 @@ SHORT_DISTANCE = 0.5
 INTERACTING = 5.0
 #: float32 keeps 1e-3 Angstrom up to here
 MAX_POSITION = 1e4
+#: energies that differ by more are not the same, eV
+SAME_ENERGY = 1e-3
 
 
 def check_structure(structure: Labelled) -> None:
@@ -117,6 +119,14 @@ def report(splits: dict[str, Records], keeps_states: bool) -> list[str]:
         warnings.append(
             "Charge or spin differ between structures and are not written, since fairchem 1.10 knows neither "
             "(--format aselmdb keeps them)."
+        )
+    apart = np.concatenate(
+        [np.abs(r.free_energy - r.energy)[r.force_components > 0] for r in splits.values()]
+    )
+    if (wrong := apart[apart > SAME_ENERGY]).size:
+        warnings.append(
+            f"energy and free_energy differ by up to {wrong.max():.2g} eV in {_count(wrong.size, 'structure')}; forces (of "
+            "VASP, for instance) are derivatives of the free energy, which --energy-key free_energy takes."
         )
     known = splits["train"].composition.any(axis=0)
     for name, records in splits.items():

@@ -26,8 +26,8 @@ class Format:
     lines: Callable[[Path, Mapping[str, Any]], str]
     #: printed to be pasted
     pasted: Callable[[Path, Mapping[str, Any]], str]
-    #: how to use the lines; {out} is the folder
-    hint: str
+    #: how to use the lines
+    hint: Callable[[Path, Mapping[str, Any]], str]
     #: whether one batch may hold periodic and other structures
     mixes_boundaries: bool
     #: whether charge and spin are written
@@ -38,8 +38,8 @@ FORMATS = {
     "lmdb": Format(
         LmdbWriter,
         lambda out, result: summary.as_yaml(summary.dataset_block(out, list(result["splits"]))),
-        lambda out, result: summary.config_lines(out, list(result["splits"])),
-        "Train any config on it with `--data {out}`, or paste into a config of your own:",
+        summary.config_lines,
+        summary.usage,
         mixes_boundaries=False,
         keeps_states=False,
     ),
@@ -47,8 +47,10 @@ FORMATS = {
         AseLmdbWriter,
         fairchem2_config.config_lines,
         fairchem2_config.config_lines,
-        "Paste into a config (lines of {out}/dataset.yml), with `dataset: ${{train_dataset}}` and `dataset: ${{val_dataset}}` in "
-        "its data loaders and `tasks: ${{tasks}}` in its unit:",
+        lambda out, result: (
+            f"Paste into a config (lines of {out}/dataset.yml), with `dataset: ${{train_dataset}}` and `dataset: "
+            "${val_dataset}` in its data loaders and `tasks: ${tasks}` in its unit:"
+        ),
         mixes_boundaries=True,
         keeps_states=True,
     ),

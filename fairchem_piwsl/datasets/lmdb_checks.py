@@ -8,7 +8,8 @@ import mmap
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +114,30 @@ def _survives_reading(path: Path) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def read_lmdb(path: Path, limit: int | None = None) -> Iterator[Labelled]:
-    """The structures of an LMDB file in eV and eV/Angstrom, the first `limit`; missing labels are NaN."""
-    try:
-        check_complete(path)
-        environment = _open(path)
-    except (lmdb.Error, OSError) as error:
-        raise UserError(f"{path}: not a readable LMDB ({error}); prepare it again.") from None
-    with environment, environment.begin() as transaction:
-        count = _length(transaction)
-        for key in range(count if limit is None else min(count, limit)):
-            yield _structure(path, key, transaction.get(str(key).encode()))
+class LmdbSource:
+    """The structures of an LMDB file in eV and eV/Angstrom; missing labels are NaN."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.paths = path, path.name, [path]
+
+    def count(self) -> int:
+        with self._opened() as transaction:
+            return _length(transaction)
+
+    def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
+        with self._opened() as transaction:
+            for key in indices:
+                yield _structure(self.path, key, transaction.get(str(key).encode()))
+
+    @contextmanager
+    def _opened(self) -> Iterator[lmdb.Transaction]:
+        try:
+            check_complete(self.path)
+            environment = _open(self.path)
+        except (lmdb.Error, OSError) as error:
+            raise UserError(f"{self.path}: not a readable LMDB ({error}); prepare it again.") from None
+        with environment, environment.begin() as transaction:
+            yield transaction
 
 
 def _structure(path: Path, key: int, value: bytes | None) -> Labelled:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from fairchem_piwsl.datasets.ase_labels import LabelOptions
 from fairchem_piwsl.datasets.formats import Format, format_of, rounding_notes
 from fairchem_piwsl.datasets.lmdb_writer import call_all_periodic
 from fairchem_piwsl.datasets.outputs import SUMMARY, check_free, finished, whole_folder
-from fairchem_piwsl.datasets.readers import Source, open_sources
+from fairchem_piwsl.datasets.readers import Source, in_file_order, open_sources
 from fairchem_piwsl.datasets.records import Records
 from fairchem_piwsl.datasets.splits import SPLITS, Sizes, check_numbers
 from fairchem_piwsl.datasets.splits import split as draw
@@ -187,7 +187,7 @@ def write_dataset(
         (folder / "dataset.yml").write_text(written.lines(out, result), encoding="utf-8")
         write_json(folder / SUMMARY, result)
     if not options.quiet:
-        summary.show(result, written.hint.format(out=out), written.pasted(out, result))
+        summary.show(result, written.hint(out, result), written.pasted(out, result))
     return result
 
 
@@ -259,21 +259,6 @@ def _write_splits(plan: Plan, folder: Path, written: Format, options: WriteOptio
                     writer.write(key, structure)
                     bar.advance(task)
     return records
-
-
-def in_file_order(sources: Iterable[Source], chosen: np.ndarray) -> Iterator[tuple[int, Any]]:
-    """(key, structure) for the chosen indices, read in file order; the key is the place in `chosen`."""
-    order = np.argsort(chosen, kind="stable")
-    wanted = chosen[order]
-    start = 0
-    for source in sources:
-        end = start + source.count()
-        here = slice(*np.searchsorted(wanted, [start, end]))
-        if here.stop > here.start:
-            yield from zip(
-                (int(k) for k in order[here]), source.read((wanted[here] - start).tolist()), strict=True
-            )
-        start = end
 
 
 def _write_rest(

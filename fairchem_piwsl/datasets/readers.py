@@ -7,10 +7,11 @@ needs are parsed and none are kept, so a file may be larger than memory.
 import contextlib
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
 from fairchem_piwsl.datasets import ase_files
@@ -66,6 +67,21 @@ class AseSource:
         found = self.reader.read(self.path, frames)
         for frame, atoms in zip(frames, found, strict=True):
             yield to_structure(atoms, f"{self.name}:{frame}", self.options)
+
+
+def in_file_order(sources: Iterable[Source], chosen: np.ndarray) -> Iterator[tuple[int, Any]]:
+    """(key, structure) for the chosen indices, read in file order; the key is the place in `chosen`."""
+    order = np.argsort(chosen, kind="stable")
+    wanted = chosen[order]
+    start = 0
+    for source in sources:
+        end = start + source.count()
+        here = slice(*np.searchsorted(wanted, [start, end]))
+        if here.stop > here.start:
+            yield from zip(
+                (int(k) for k in order[here]), source.read((wanted[here] - start).tolist()), strict=True
+            )
+        start = end
 
 
 def matching(text: str) -> list[Path]:

@@ -9,6 +9,7 @@ from ase.geometry import wrap_positions
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
+from fairchem_piwsl.datasets.ase_labels import FREE_ENERGY
 from fairchem_piwsl.datasets.element_references import composition
 from fairchem_piwsl.structures import STATES, Labelled
 
@@ -101,6 +102,7 @@ class Records:
         self.source = [""] * size
         self.natoms = np.zeros(size, dtype=int)
         self.energy = np.full(size, np.nan)  # eV
+        self.free_energy = np.full(size, np.nan)  # eV, where a file has one beside the energy
         self.composition = np.zeros((size, len(composition(np.array([1])))), dtype=np.int32)
         self.shortest = np.full(size, np.inf)  # Angstrom
         self.bond_ratio = np.full(size, np.nan)  # bonds in sums of covalent radii
@@ -121,6 +123,7 @@ class Records:
         self.source[key] = structure.source
         self.natoms[key] = len(structure)
         self.energy[key] = structure.energy
+        self.free_energy[key] = structure.atoms.info.get(FREE_ENERGY, np.nan)
         self.composition[key] = composition(structure.atoms.numbers)
         self.shortest[key], self.bond_ratio[key], self.fingerprint[key] = distances(structure.atoms)
         self.states[key] = [_number(structure.atoms.info.get(name)) for name in STATES]

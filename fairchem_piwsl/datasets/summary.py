@@ -1,5 +1,6 @@
 """What was written, as numbers, as a table, and as config lines."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,23 @@ def dataset_block(out: Path, splits: list[str]) -> dict[str, Any]:
     return {"dataset": block}
 
 
-def config_lines(out: Path, splits: list[str]) -> str:
-    """YAML to paste into an upstream config: data set, outputs, and the trainer with its weak losses."""
-    return as_yaml(with_method({**dataset_block(out, splits), "outputs": OUTPUTS}, "auto"))
+def config_lines(out: Path, result: Mapping[str, Any]) -> str:
+    """YAML to paste into an upstream config: data set, outputs, metric, and the trainer with its weak losses."""
+    block = {**dataset_block(out, list(result["splits"])), "outputs": OUTPUTS}
+    if has_energies_alone(result):
+        block["evaluation_metrics"] = {"primary_metric": "energy_rmse"}
+    return as_yaml(with_method(block, "auto"))
+
+
+def usage(out: Path, result: Mapping[str, Any]) -> str:
+    """How to train on a data set for fairchem 1.10; configs that choose by forces need another metric without them."""
+    metric = " --evaluation_metrics.primary_metric=energy_rmse" * has_energies_alone(result)
+    return f"Train any config on it with `--data {out}{metric}`, or paste into a config of your own:"
+
+
+def has_energies_alone(result: Mapping[str, Any]) -> bool:
+    """Whether no label of a force can choose a checkpoint."""
+    return not result["splits"].get("val", result["splits"]["train"])["with_forces"]
 
 
 def as_yaml(block: dict[str, Any]) -> str:
@@ -92,7 +107,7 @@ def as_yaml(block: dict[str, Any]) -> str:
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """The summary as a table with a column for each split; `referenced`: after subtracting element references."""
+    """The summary as a table with a column for each split."""
     splits = summary["splits"]
     result = Table(title=f"{summary['out']} (eV, eV/Angstrom, Angstrom; forces by component)")
     result.add_column("")
@@ -107,9 +122,13 @@ def table(summary: dict[str, Any]) -> Table:
         "with forces": lambda d: d["with_forces"],
         "energy min": lambda d: d["energy_eV"] and d["energy_eV"][0],
         "energy max": lambda d: d["energy_eV"] and d["energy_eV"][1],
-        "referenced min": lambda d: d["energy_after_references_eV"] and d["energy_after_references_eV"][0],
-        "referenced max": lambda d: d["energy_after_references_eV"] and d["energy_after_references_eV"][1],
-        "referenced std": lambda d: d["energy_after_references_std_eV"],
+        "energy - references, min": lambda d: (
+            d["energy_after_references_eV"] and d["energy_after_references_eV"][0]
+        ),
+        "energy - references, max": lambda d: (
+            d["energy_after_references_eV"] and d["energy_after_references_eV"][1]
+        ),
+        "energy - references, std": lambda d: d["energy_after_references_std_eV"],
         "force RMS": lambda d: d["force_component_rms_eV_A"],
         "force max": lambda d: d["force_component_max_eV_A"],
         "shortest distance": lambda d: d["shortest_distance_A"],
@@ -125,7 +144,7 @@ def _shown(value: Any) -> str:
 
 def show(summary: dict[str, Any], hint: str, lines: str) -> None:
     """Print table, warnings, and config lines with a hint on their use."""
-    console = Console(markup=False)  # paths may hold brackets
+    console = Console(markup=False, emoji=False)  # paths may hold brackets and colons
     console.print(table(summary))
     references = ", ".join(
         f"{symbol} {value:.4f}" for symbol, value in summary["element_references_eV"].items()

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.datasets.read import read_labelled, read_structure
 from fairchem_piwsl.dynamics import stability
@@ -22,7 +23,6 @@ from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settin
 from fairchem_piwsl.dynamics.simulation import MDSettings, check_positive, criterion_for, simulate
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import as_json, file_name, write_result
-from fairchem_piwsl.report import figures
 from fairchem_piwsl.structures import STATES, as_molecule, is_isolated
 
 BIN = 0.05  # Angstrom, of the distribution of distances

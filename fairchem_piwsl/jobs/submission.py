@@ -14,7 +14,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fairchem_piwsl.config import read_config, with_overrides
-from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.errors import UserError, in_words
 from fairchem_piwsl.files import file_name
 from fairchem_piwsl.jobs.command_line import grid, with_flags
 from fairchem_piwsl.jobs.runner import Runner
@@ -100,8 +100,9 @@ def submit(args: argparse.Namespace, configs: list[dict[str, Any]]) -> list[subm
         jobs = executor.map_array(Runner(), configs)
     except (FailedJobError, FailedSubmissionError) as error:
         _remove_unsent(args.logdir, mark, new)
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise UserError(f"sbatch did not take the job ({reason}): correct the --slurm flags.") from None
+        raise UserError(
+            f"sbatch did not take the job ({in_words(error)}): correct the --slurm flags."
+        ) from None
     _log(args.logdir, jobs, configs)
     return jobs
 

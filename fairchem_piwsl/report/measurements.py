@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.analysis.error_metrics import energy_units
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import read_json
 from fairchem_piwsl.report.runs import SEED, Run, dataset_label, family_of
+from fairchem_piwsl.units import ENERGY_UNITS
 
 # Beginnings of the names that the commands give to results.
 RESULTS = ("evaluate", "consistency", "md.", "result.")
@@ -114,7 +115,7 @@ def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
 
 def _measured(content: dict[str, Any], entry: dict[str, Any], units: str) -> dict[str, float]:
     """Numbers of one JSON file under the names that the report uses, energies in `units`."""
-    factor = UNITS[units][0]
+    factor = energy_units(units)[0]
     values: dict[str, float | None] = {}
     command = content.get("command")
     if command == "evaluate":
@@ -154,4 +155,4 @@ def _conditions(content: dict[str, Any]) -> str:
 def convert(value: float | None, unit: str, factor: float) -> float | None:
     """`value` in `unit` (or `unit` per something) in the unit that is `factor` per eV; others stay."""
     energy = unit.split("/Angstrom")[0].split("/atom")[0]
-    return value if value is None or energy not in UNITS else value / UNITS[energy][0] * factor
+    return value if value is None or energy not in ENERGY_UNITS else value * ENERGY_UNITS[energy] * factor

@@ -6,31 +6,39 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fairchem_piwsl.analysis.error_metrics import energy_units
+from fairchem_piwsl.analysis.error_metrics import TITLES, energy_units
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, plain, write_result
 from fairchem_piwsl.report import page, printed_results, report_figures
 from fairchem_piwsl.report.measurements import add_measurements
 from fairchem_piwsl.report.runs import Run, find_runs
-from fairchem_piwsl.report.statistics import Entry, add_timed_errors, compare_methods, families, has_diverged
+from fairchem_piwsl.report.statistics import (
+    TIMED,
+    Entry,
+    add_timed_errors,
+    compare_methods,
+    families,
+    has_diverged,
+)
 
+#: error on a test set -> unit
+_ERRORS = {
+    "energy_rmse": "{e}",
+    "energy_mae": "{e}",
+    "energy_per_atom_rmse": "{e}/atom",
+    "forces_rmse": "{e}/Angstrom",
+    "forces_mae": "{e}/Angstrom",
+    "forces_cosine": "",
+}
 # quantity -> title and unit; {e} stands for the energy unit. A run's value may carry a condition, as in
 # "energy_rmse@hot_1000K, 500 structures", which makes it a row of its own.
 QUANTITIES = {
-    "energy_rmse": ("energy RMSE", "{e}"),
-    "energy_mae": ("energy MAE", "{e}"),
-    "energy_per_atom_rmse": ("energy RMSE per atom", "{e}/atom"),
-    "forces_rmse": ("force RMSE", "{e}/Angstrom"),
-    "forces_mae": ("force MAE", "{e}/Angstrom"),
-    "forces_cosine": ("force cosine", ""),
-    "val_energy_rmse_best": ("validation energy RMSE, best", "{e}"),
-    "val_energy_mae_best": ("validation energy MAE, best", "{e}"),
-    "val_forces_rmse_best": ("validation force RMSE, best", "{e}/Angstrom"),
-    "val_forces_mae_best": ("validation force MAE, best", "{e}/Angstrom"),
-    "val_energy_rmse_equal_time": ("validation energy RMSE, equal wall time", "{e}"),
-    "val_energy_mae_equal_time": ("validation energy MAE, equal wall time", "{e}"),
-    "val_forces_rmse_equal_time": ("validation force RMSE, equal wall time", "{e}/Angstrom"),
-    "val_forces_mae_equal_time": ("validation force MAE, equal wall time", "{e}/Angstrom"),
+    **{metric: (TITLES[metric], unit) for metric, unit in _ERRORS.items()},
+    **{
+        f"val_{metric}_{key}": (f"validation {TITLES[metric]}, {words}", _ERRORS[metric])
+        for key, words in (("best", "best"), ("equal_time", "equal wall time"))
+        for metric in TIMED
+    },
     "force_mismatch": ("force against -dE/dr, RMSE", "{e}/Angstrom"),
     "pitc_slope": ("PITC slope, k = 0", ""),
     "force_curl": ("curl per atom", "{e}/Angstrom^2"),
@@ -75,7 +83,7 @@ def make_report(
         methods = _finished(everyone)
         limit = add_timed_errors(methods, factor)
         entries = compare_methods(methods, list(names))
-        printed = _printed(methods, entries, paper_dataset) if units == "kcal/mol" else {}
+        printed = _printed(methods, entries, paper_dataset) if energy_unit == "kcal/mol" else {}
         size = f"{n_train} structures" if n_train is not None else "training set not found"
         heading = f"{dataset}, {size}{' with energies only' if energies_only else ''}, {model}"
         stem = file_name(f"{dataset}_{n_train or 'unknown'}_{model}_{len(sections)}")
@@ -89,7 +97,7 @@ def make_report(
         kept = [figure for figure in figures if figure is not None]
         notes = _notes(members, limit)
         sections.append(page.Section(heading, entries, printed, limit, kept, members, notes))
-    result = _as_dict(sections, units, names)
+    result = _as_dict(sections, energy_unit, names)
     write_result(out / "report.json", result)
     page.write_page(out / "report.html", title, sections, names)
     page.write_markdown(out / "report.md", title, sections, names)

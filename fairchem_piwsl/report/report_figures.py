@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from fairchem_piwsl.analysis.error_metrics import unit_of
-from fairchem_piwsl.report import figures
+from fairchem_piwsl.analysis import figures
+from fairchem_piwsl.analysis.error_metrics import TITLES, unit_of
 from fairchem_piwsl.report.printed_results import Printed
 from fairchem_piwsl.report.runs import Run
 from fairchem_piwsl.report.statistics import Entry
-from fairchem_piwsl.report.tables import TITLES, kind_of
+from fairchem_piwsl.report.tables import kind_of
 
 # The first of each line that is there becomes a panel.
 PANELS = (

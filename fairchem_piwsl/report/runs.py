@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fairchem_piwsl.analysis.inference_checkpoints import FILE
-from fairchem_piwsl.config import entries
+from fairchem_piwsl.analysis.run_configs import run_config, settings_of
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.curves import Curve, read_curves
-from fairchem_piwsl.report.run_configs import run_config
 
-# Parts of a config in which two runs of one method may differ: paths, names, seed, how they load and save.
-PERSONAL = (
-    "cmd", "logger", "slurm", "gpus", "local_rank", "dataset", "val_dataset", "test_dataset",
-    "optim.num_workers", "optim.eval_batch_size", "optim.checkpoint_every",
-)  # fmt: skip
 SEED = re.compile(r"seed[-_]?\d+")
 
 
@@ -189,16 +183,6 @@ def _tell_apart(runs: list[Run]) -> None:
 
 def _number_told_apart(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
     return len({repr([item.get(key) for key in keys]) for item in settings})
-
-
-def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values of a config, without those of `PERSONAL`, which runs of one method differ in."""
-    shared = {key: value for key, value in config.items() if key not in PERSONAL}
-    return {
-        key: value
-        for key, value in entries(shared, in_lists=False)
-        if not isinstance(value, Mapping) and key not in PERSONAL
-    }
 
 
 def dataset_label(source: str) -> str:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from fairchem_piwsl.analysis.run_configs import settings_of
 from fairchem_piwsl.report.curves import Curve
-from fairchem_piwsl.report.runs import Run, family_of, is_baseline, settings_of
+from fairchem_piwsl.report.runs import Run, family_of, is_baseline
 
 # Validation errors that are compared at equal wall time.
-TIMED = ("energy_mae", "energy_rmse", "forces_mae", "forces_rmse")
+TIMED = ("energy_rmse", "energy_mae", "forces_rmse", "forces_mae")
 
 
 @dataclass(frozen=True)

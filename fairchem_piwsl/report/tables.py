@@ -7,24 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-TITLES = {
-    "energy_mae": "energy MAE",
-    "energy_rmse": "energy RMSE",
-    "energy_per_atom_mae": "energy MAE per atom",
-    "energy_per_atom_rmse": "energy RMSE per atom",
-    "forces_mae": "force MAE",
-    "forces_rmse": "force RMSE",
-    "forces_cosine": "force cosine",
-}
-
-
-#: residuals of Eqs. 3 and 4 with k of Eq. 2, as `piwsl consistency` names them
-TAYLOR = {
-    "pitc_k0": "PITC, k = 0",
-    "pitc_k0.5": "PITC, k = 1/2",
-    "pisc_k0": "PISC, k = 0",
-    "pisc_k0.5": "PISC, k = 1/2",
-}
+from fairchem_piwsl.analysis.error_metrics import TAYLOR, TITLES
 
 
 def number(value: float | None, digits: int = 4) -> str:

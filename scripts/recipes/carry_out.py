@@ -196,7 +196,7 @@ def finish(recipe: Recipe, scale: str, trainings: Sequence[Training], out: Path)
         paper_dataset=recipe.paper_dataset if scale == "paper" else None,
         out=out / "report",
     )
-    console = Console(markup=False)
+    console = Console(markup=False, emoji=False)
     for table in report_tables(result):
         console.print(table)
     return out / "report" / "report.html"

@@ -10,19 +10,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fairchem_piwsl.analysis.error_metrics import UNITS
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.analysis.potential import load_potential
 from fairchem_piwsl.datasets.read import read_labelled
 from fairchem_piwsl.files import write_json, write_text
-from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.curves import read_curves
 from fairchem_piwsl.report.statistics import mean_and_spread, relative_change
 from fairchem_piwsl.report.tables import markdown_table as as_markdown
+from fairchem_piwsl.units import kcal_in
 from recipes.compare import Result
 from recipes.results_file import ENERGY, FORCES, TITLES
 
 HEADINGS = ("method", TITLES[ENERGY], "change", TITLES[FORCES], "change", "training, s")
-KCAL = UNITS["kcal/mol"][0]
+KCAL = kcal_in("eV")
 
 
 def by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -54,7 +54,7 @@ def present(results: Sequence[Result], out: Path, content: Mapping[str, Any]) ->
     """Write `results.json` (`content`, see `as_recipe`) and `table.md`, print the table and what lies in `out`."""
     write_json(out / "results.json", content)
     write_text(out / "table.md", markdown_table(results))
-    console = Console(markup=False)
+    console = Console(markup=False, emoji=False)
     console.print(rich_table(results, content["title"]))
     console.print("\n".join(str(path) for path in sorted(out.iterdir()) if path.is_file()))
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from fairchem_piwsl.report import figures
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.report.statistics import Change, half_interval
 from recipes.results_file import (
     ENERGIES_ONLY,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from fairchem_piwsl.report import figures
+from fairchem_piwsl.analysis import figures
 from recipes.results_file import TITLES, Run, grouped
 
 AXES = ("c_pitc", "eps_max")

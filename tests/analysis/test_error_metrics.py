@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fairchem_piwsl.analysis.error_metrics import error_table, in_units, unit_of
+from fairchem_piwsl.analysis.error_metrics import energy_units, error_table, in_units, unit_of
 from fairchem_piwsl.units import KCAL_PER_MOL
 
 
@@ -86,4 +86,6 @@ def test_units(case):
     assert kcal["forces_cosine"] == table["forces_cosine"]
     assert unit_of("energy_per_atom_mae", "kcal/mol") == "kcal/mol/atom"
     assert unit_of("forces_mae", "meV") == "meV/Angstrom"
+    assert unit_of("forces_rmse", "KJ") == "kJ/mol/Angstrom"
+    assert energy_units("kj/mol") == (pytest.approx(96.4853), "kJ/mol", "kJ/mol/Angstrom")
     assert unit_of("forces_cosine", "eV") == ""

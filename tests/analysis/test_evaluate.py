@@ -112,8 +112,10 @@ def test_command_writes_json_and_pictures_and_keeps_earlier_results(checkpoints,
     for name in ("schnet", "painn"):
         with Image.open(out / f"parity_{name}.png") as picture:
             assert min(picture.size) > 300
-    table = CliRunner().invoke(app, [*arguments, "--units", "eV"])
+    part = ["--data", f"{data}@:100", "--units", "eV"]  # not the emoji of a hundred
+    table = CliRunner().invoke(app, [*arguments, *part])
     assert table.exit_code == 0
+    assert "@:100" in table.stdout
     assert "eV/Angstrom" in table.stdout
     assert "/results[a]" in table.stdout.replace("\n", "")
     assert json.loads((out / "evaluate.json.1").read_text()) == stored

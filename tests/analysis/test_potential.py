@@ -196,6 +196,8 @@ def test_names_tell_checkpoints_apart(tmp_path):
     runs = [tmp_path / method / "seed0" / "checkpoints" / stamp / best for method in ("base", "weak")]
     assert short_names(runs[:1]) == ["base/seed0"]
     assert short_names(runs) == ["base/seed0", "weak/seed0"]
+    named = [tmp_path / method / "checkpoints" / stamp / best for method in ("baseline", "piwsl")]
+    assert short_names(named) == ["baseline", "piwsl"]
     for time in (stamp, f"{stamp}.012345"):
         assert short_names([tmp_path / "run" / "checkpoints" / f"{time}-case-F" / best]) == ["case-F"]
     assert short_names([one / last, one / last]) == ["model (1)", "model (2)"]

@@ -15,12 +15,12 @@ from ase.io import write
 from helpers_analysis import rattled, train, write_lmdb
 from typer.testing import CliRunner
 
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.analysis.bonds import bond_lengths, bonds, fragment
 from fairchem_piwsl.analysis.profile import bond_profile, seeds_of_one_run, stretched
 from fairchem_piwsl.analysis.reference_calculators import reference_calculator
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.report import figures
 
 
 @pytest.fixture(scope="module")

@@ -73,8 +73,8 @@ def test_round_trip_through_upstreams_dataset_and_collater(tmp_path):
 def test_the_pasted_config_lines_train(tmp_path, trainer):
     path = save(tmp_path / "all.extxyz", molecules(20, zero=FREE_ATOMS_EV))
     out = tmp_path / "out"
-    prepare([path], out, **SMALL)
-    pasted = yaml.safe_load(config_lines(out, ["train", "val", "test"]))
+    summary = prepare([path], out, **SMALL)
+    pasted = yaml.safe_load(config_lines(out, summary))
     assert pasted["trainer"] == "fairchem_piwsl.trainer.PIWSLForcesTrainer"
     assert [output["prediction_dtype"] for output in pasted["outputs"].values()] == ["float32"] * 2
     config = merge(make_config(tmp_path, tmp_path, batch_size=5, max_epochs=1), pasted)
@@ -90,10 +90,10 @@ def test_the_pasted_config_lines_train(tmp_path, trainer):
 def test_the_dataset_file_can_be_included(tmp_path):
     path = save(tmp_path / "all.extxyz", molecules(20))
     out = tmp_path / "out"
-    prepare([path], out, **SMALL)
+    summary = prepare([path], out, **SMALL)
     block = yaml.safe_load((out / "dataset.yml").read_text())
     assert block["dataset"]["train"]["src"] == str(out / "train/data.lmdb")
-    assert block["dataset"] == yaml.safe_load(config_lines(out, ["train", "val", "test"]))["dataset"]
+    assert block["dataset"] == yaml.safe_load(config_lines(out, summary))["dataset"]
 
 
 def test_no_digit_of_a_large_energy_is_lost(tmp_path):
@@ -368,6 +368,21 @@ def test_missing_labels_on_request(tmp_path):
     assert summary["splits"]["train"]["with_energy"] == 10
 
 
+def test_an_energy_that_forces_do_not_belong_to_is_warned_of(tmp_path):
+    frames = molecules(20)
+    for number, atoms in enumerate(frames):
+        atoms.calc.results["free_energy"] = atoms.get_potential_energy() + 0.15 * (number % 2)
+    path = save(tmp_path / "a.extxyz", frames)
+    warnings = prepare([path], tmp_path / "out", **SMALL)["warnings"]
+    assert [w for w in warnings if "differ by up to 0.15 eV in 10 structures" in w and "--energy-key" in w]
+    for name, options in {"free": {"energy_key": "free_energy"}, "alone": {"no_forces": True}}.items():
+        warnings = prepare([path], tmp_path / name, **options, **SMALL)["warnings"]
+        assert not [w for w in warnings if "free_energy" in w]
+    for data in records(tmp_path / "free"):
+        expected = frames[frame_of(data.sid)].calc.results["free_energy"]
+        assert data.energy.item() == pytest.approx(expected, abs=1e-7)
+
+
 def test_elements_that_training_never_sees_are_reported(tmp_path):
     save(tmp_path / "train.extxyz", molecules(10, names=("CH4",)))
     save(tmp_path / "test.extxyz", molecules(5, names=("CH3OH",)))
@@ -464,13 +479,20 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         "element_references",
         "stdev: 0.0433641",
         "src: run[a]/train/data.lmdb",
+        "energy - references, std",
     ):
         assert text in printed
+    assert "primary_metric" not in printed
     assert run_piwsl(command) == 2
     complaint = capsys.readouterr().err
     assert len(complaint.strip().splitlines()) == 1
     assert "run[a] already holds data" in complaint
     assert json.loads((tmp_path / "run[a]/summary.json").read_text())["arguments"]["train"] == 10
+    assert run_piwsl([*command[:3], "alone@:100:", *command[4:], "--no-forces"]) == 0
+    printed = capsys.readouterr().out
+    assert "alone@:100: (eV" in printed  # no emoji
+    assert "--data alone@:100: --evaluation_metrics.primary_metric=energy_rmse`" in printed
+    assert "evaluation_metrics:\n  primary_metric: energy_rmse\n" in printed
 
 
 def test_the_calculator_agrees_on_molecules_without_a_cell(tmp_path):
@@ -479,8 +501,8 @@ def test_the_calculator_agrees_on_molecules_without_a_cell(tmp_path):
 
     frames = molecules(20)
     out = tmp_path / "out"
-    prepare([save(tmp_path / "all.extxyz", frames)], out, **SMALL)
-    pasted = yaml.safe_load(config_lines(out, ["train", "val", "test"]))
+    summary = prepare([save(tmp_path / "all.extxyz", frames)], out, **SMALL)
+    pasted = yaml.safe_load(config_lines(out, summary))
     config = merge(make_config(tmp_path, tmp_path, batch_size=5, max_epochs=1), pasted)
     trainer = make_trainer(config, "ocp")
     trainer.train(disable_eval_tqdm=True)

@@ -14,7 +14,7 @@ from ase.build import molecule
 from ase.io import write
 from helpers_datasets import crystals, labelled, molecules, records, run_piwsl, sids
 
-from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, choose_sizes
+from fairchem_piwsl.datasets.published.paper_splits import PaperSplit, Request, choose_sizes
 from fairchem_piwsl.datasets.published.plans import PAPER, prepare_published
 from fairchem_piwsl.errors import UserError
 
@@ -296,7 +296,7 @@ def test_finished_work_is_not_repeated(tmp_path, capsys):
     ],
 )
 def test_sizes_of_the_paper_or_what_the_set_allows(total, train, expected):
-    sizes = choose_sizes(PAPER["tio2"], total, train, None, None)
+    sizes = choose_sizes(PAPER["tio2"], total, Request("tio2", train))
     assert (sizes.train, sizes.val, sizes.test) == expected
     complete = total >= 7815
     assert bool(sizes.notes) != complete
@@ -318,9 +318,9 @@ def test_splits_of_the_paper():
 def test_sizes_that_do_not_fit(tmp_path):
     paper = PaperSplit(trainings=(100, 1000), test=1000)
     with pytest.raises(UserError, match="The set holds 1000 structures, of which 400 are for the test"):
-        choose_sizes(paper, 1000, 1000, None, None)
+        choose_sizes(paper, 1000, Request("tio2", 1000))
     with pytest.raises(UserError, match="fewer than the paper's smallest split needs"):
-        choose_sizes(paper, 50, None, None, None)
+        choose_sizes(paper, 50, Request("tio2"))
 
 
 def test_wrong_files_and_options(tmp_path):

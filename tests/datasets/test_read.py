@@ -16,6 +16,7 @@ from helpers_datasets import crystals, molecules, save
 from test_datasets_published import ethanol, write_sgdml
 from torch.utils.data import DataLoader
 
+from fairchem_piwsl.datasets import lmdb_checks, readers
 from fairchem_piwsl.datasets.lmdb_checks import number_of_structures, unpickle
 from fairchem_piwsl.datasets.prepare import prepare
 from fairchem_piwsl.datasets.read import read_labelled, read_structure
@@ -91,6 +92,33 @@ def test_slices_and_limits(tmp_path):
         read_labelled(f"{path}@::0")
     with pytest.raises(UserError, match="is empty"):
         read_labelled(f"{path}@30:")
+
+
+def test_only_what_is_asked_for_is_parsed(tmp_path, monkeypatch):
+    frames = molecules(20)
+    path = save(tmp_path / "a.extxyz", frames)
+    for kind in ("lmdb", "aselmdb"):
+        prepare([path], tmp_path / kind, 14, 3, 3, format=kind, quiet=True)
+    parsed = []
+    for module, name in ((lmdb_checks, "_structure"), (readers, "to_structure")):
+        monkeypatch.setattr(
+            module, name, lambda *given, read=getattr(module, name): parsed.append(given) or read(*given)
+        )
+    for data in (path, tmp_path / "lmdb/train", tmp_path / "aselmdb/train"):
+        for read, count in (
+            (lambda data=data: read_labelled(data, limit=5), 5),
+            (lambda data=data: read_labelled(f"{data}@2:6"), 4),
+            (lambda data=data: read_structure(data, 0), 1),
+            (lambda data=data: read_structure(f"{data}@:3"), 1),
+        ):
+            parsed.clear()
+            read()
+            assert len(parsed) == count
+    frames[3].positions[0] = np.nan
+    save(path, frames)
+    assert len(read_structure(path, 4)) == len(frames[4])  # whatever is wrong with others
+    with pytest.raises(UserError, match=r"a\.extxyz:3 has positions or labels that are not finite"):
+        read_structure(path, 3)
 
 
 def _parts(text: str) -> list[int | None]:

@@ -20,6 +20,7 @@ from ase.io.trajectory import Trajectory
 from helpers_analysis import rattled, train, write_lmdb
 from typer.testing import CliRunner
 
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.analysis.potential import load_potential
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.dynamics import stability
@@ -27,7 +28,6 @@ from fairchem_piwsl.dynamics.dynamics_report import run_md
 from fairchem_piwsl.dynamics.run_folder import RunFolder
 from fairchem_piwsl.dynamics.simulation import MDSettings, rigid_motions, simulate, thermalise
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.report import figures
 
 
 class Never(stability.BondCriterion):

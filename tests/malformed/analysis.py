@@ -55,7 +55,7 @@ DATA = {
     "zero.lmdb": ("cut off", "prepare"),
     "text.lmdb": ("text.lmdb", "prepare"),
     "none.lmdb": ("empty", "prepare"),
-    "strings.lmdb": ("structure 0", "prepare"),
+    "strings.lmdb": ("is no PyG record", "prepare"),
     "numbers.lmdb": ("structure 0", "prepare"),
     "folder": ("no *.lmdb", "path"),
     "garbage.extxyz": ("frame 0", "repair"),
@@ -90,7 +90,7 @@ CASES = [
         for name, command in {"evaluate": EVALUATE, "consistency": CONSISTENCY, "profile": PROFILE, "md": MD}.items()
     ),
     *(
-        case(f"{name}-units", f"{command} --units kcal", ("--units kcal",), "choose")
+        case(f"{name}-units", f"{command} --units cal", ("--units cal",), "give one of")
         for name, command in {"evaluate": EVALUATE, "consistency": CONSISTENCY, "profile": PROFILE,
                               "report": REPORT}.items()
     ),

@@ -129,6 +129,14 @@ CASES = [
         "block of settings",
         {"a.yml": "optim: {piwsl: 3}"},
     ),
+    Case("train-data-nowhere", f"{TRAIN} --data gone", ("--data gone",), "does not exist", {"a.yml": GOOD}),
+    Case(
+        "train-data-of-structures",
+        f"{TRAIN} --data a.extxyz",
+        ("--data a.extxyz is a file",),
+        "piwsl prepare a.extxyz",
+        {"a.yml": GOOD, "a.extxyz": "1\n\nH 0 0 0\n"},
+    ),
     Case("bench-no-config", BENCH, ("a.yml",), "check the path"),
     Case("sweep-no-file", SWEEP, ("sweep.yml",), "check the path"),
     Case(

@@ -17,6 +17,7 @@ from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 from typer.testing import CliRunner
 
+from fairchem_piwsl.analysis.run_configs import in_old_layout, settings_of
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_json
@@ -25,7 +26,6 @@ from fairchem_piwsl.report.measurements import add_measurements
 from fairchem_piwsl.report.printed_results import printed_for, printed_values
 from fairchem_piwsl.report.report import make_report
 from fairchem_piwsl.report.report_figures import survival
-from fairchem_piwsl.report.run_configs import in_old_layout
 from fairchem_piwsl.report.runs import (
     Curve,
     Run,
@@ -33,7 +33,6 @@ from fairchem_piwsl.report.runs import (
     find_runs,
     method_label,
     model_label,
-    settings_of,
 )
 from fairchem_piwsl.report.statistics import (
     best_until,
@@ -276,7 +275,8 @@ def test_runs_without_a_finite_validation_error_are_named(folder, source, tmp_pa
 def test_equal_time_compares_what_all_have_reached(folder):
     runs = find_runs([folder])
     assert equal_time(runs) == 20.0  # baselines end there, PIWSL is at its second point
-    result = make_report([folder], units="eV", out=folder.parent / "report")
+    result = make_report([folder], units="EV", out=folder.parent / "report")
+    assert result["units"] == "eV"
     (section,) = result["sections"]
     means = {(e["quantity"], e["method"]): e["mean"] for e in section["entries"]}
     quantity = "val_forces_mae_equal_time"

@@ -16,8 +16,8 @@ from recipes.results_tables import TABLES, fill
 from recipes.sensitivity_figure import _chosen, _panel, _position
 from scipy import stats
 
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.errors import UserError
-from fairchem_piwsl.report import figures
 from fairchem_piwsl.report.statistics import paired_change
 
 PNG = b"\x89PNG"

@@ -101,7 +101,7 @@ def molecule_plan(roles: Roles, paper: PaperSplit, request: Request) -> Plan:
         return _published_index(roles, paper, request)
     total = sum(source.count() for source in roles.rest)
     keep, dropped = _distinct(roles.rest, set())
-    sizes = choose_sizes(paper, total - dropped, request.train, request.val, request.test)
+    sizes = choose_sizes(paper, total - dropped, request)
     if dropped:
         sizes.notes.append(f"{dropped} structures repeat another one and were left out.")
     chosen = draw([len(keep)], sizes, request.seed)

@@ -18,17 +18,16 @@ _LAYOUTS = (("nuclear_charges", "coords", "energies", "forces"), ("z", "R", "E",
 
 
 class NpzSource:
-    """One npz file, or a slice of it, in kcal/mol and Angstrom unless it says `e_unit` and `r_unit` of its own.
+    """One npz file, in kcal/mol and Angstrom unless it says `e_unit` and `r_unit` of its own.
 
     Forces are in the energy unit per length unit. Arrays of Python objects are refused: they are pickles, which
     may execute anything.
     """
 
-    def __init__(self, path: Path, frames: slice = slice(None)):
+    def __init__(self, path: Path):
         self.path = path
         self.name = path.name
         self.paths = [path]
-        self.frames = frames
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
@@ -64,18 +63,17 @@ class NpzSource:
             "energy": ENERGY_UNITS[energy],
             "length": LENGTH_UNITS[length],
             "index": index,
-            "rows": range(len(energies))[self.frames],
         }
 
     def _text(self, file: Any, key: str, default: str) -> str:
         return str(_plain(self.path, file, key, "SU").astype(str)) if key in file.files else default
 
     def count(self) -> int:
-        return len(self._arrays["rows"])
+        return len(self._arrays["energies"])
 
     def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
         a = self._arrays
-        for i in (a["rows"][k] for k in indices):
+        for i in indices:
             yield Labelled(
                 Atoms(a["numbers"], np.asarray(a["positions"][i], dtype=float) * a["length"]),
                 float(a["energies"][i]) * a["energy"],

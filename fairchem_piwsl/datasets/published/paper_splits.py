@@ -45,15 +45,14 @@ class Chosen(Sizes):
     notes: list[str] = field(default_factory=list)
 
 
-def choose_sizes(
-    paper: PaperSplit, total: int, train: int | None, val: int | None, test: int | None
-) -> Chosen:
+def choose_sizes(paper: PaperSplit, total: int, request: Request) -> Chosen:
     """The paper's sizes, cut down where `total` structures do not suffice.
 
     The size of the test set depends on `total` alone and never on `train`, so that it is the same for every
     training size. Sizes that the user gave are kept or refused.
     """
     notes = []
+    train, val, test = request.train, request.val, request.test
     n_test = paper.test if test is None else test
     if test is None and total < paper.test + paper.trainings[-1] + MIN_VAL:
         n_test = min(paper.test, int(TEST_SHARE * total))

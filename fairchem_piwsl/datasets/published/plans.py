@@ -100,7 +100,7 @@ def _open(request: Request, paths: list[Path]) -> tuple[Sequence[Source], Callab
 
 def _pool_plan(paper: PaperSplit, sources: Sequence[Source], request: Request) -> Plan:
     total = sum(source.count() for source in sources)
-    sizes = choose_sizes(paper, total, request.train, request.val, request.test)
+    sizes = choose_sizes(paper, total, request)
     chosen = split([total], sizes, request.seed)
     return Plan({name: (sources, indices) for name, indices in chosen.items()}, sizes.notes)
 

@@ -1,4 +1,4 @@
-"""Configs of fairchem-2 runs, as these leave them beside their checkpoints, in the layout of fairchem 1.10."""
+"""What runs were trained with: configs without what is personal, and those of fairchem 2 in the layout of 1.10."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,26 @@ from typing import Any
 
 import yaml
 
+from fairchem_piwsl.config import entries
 from fairchem_piwsl.errors import UserError
 
-#: in which runs of one method differ, or which is read apart
-_PERSONAL = ("job_config", "seed", "src", "callbacks", "model", "tasks", "collate_fn", "num_workers")
+#: parts of a config in which two runs of one method may differ: paths, names, seed, how they load and save
+PERSONAL = (
+    "cmd", "logger", "slurm", "gpus", "local_rank", "dataset", "val_dataset", "test_dataset",
+    "optim.num_workers", "optim.eval_batch_size", "optim.checkpoint_every",
+)  # fmt: skip
+#: the same of fairchem 2, or read apart
+_PERSONAL_2 = ("job_config", "seed", "src", "callbacks", "model", "tasks", "collate_fn", "num_workers")
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys and values of a config, without those of `PERSONAL`, which runs of one method differ in."""
+    shared = {key: value for key, value in config.items() if key not in PERSONAL}
+    return {
+        key: value
+        for key, value in entries(shared, in_lists=False)
+        if not isinstance(value, Mapping) and key not in PERSONAL
+    }
 
 
 def run_config(checkpoint: Path) -> dict[str, Any]:
@@ -64,5 +80,5 @@ def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _shared(value) if isinstance(value, Mapping) else value
         for key, value in settings.items()
-        if key not in _PERSONAL
+        if key not in _PERSONAL_2
     }
