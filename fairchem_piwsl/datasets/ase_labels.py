@@ -35,7 +35,7 @@ def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
     """Atoms with labels in the units of `options` -> eV, eV/Angstrom and Angstrom.
 
     Forces are the raw ones, not projected on constraints, as upstream takes them. Charge and spin, where the file
-    has them, are in `info`, and so is the free energy (NaN where `energy_key` says which energy is meant).
+    has them, are in `info`, and so is the free energy, unless `energy_key` says which energy is meant.
     """
     length = LENGTH_UNITS[options.length_units]
     energy = _find(atoms, options.energy_key or "energy")
@@ -51,7 +51,8 @@ def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
         if value is not None:
             bare.info[name] = value
     free = None if options.energy_key else getattr(atoms.calc, "results", {}).get(FREE_ENERGY)
-    bare.info[FREE_ENERGY] = np.nan if free is None else _scalar(free, source) * ENERGY_UNITS[options.units]
+    if free is not None:
+        bare.info[FREE_ENERGY] = _scalar(free, source) * ENERGY_UNITS[options.units]
     if length != 1:
         bare.set_cell(bare.cell.array * length)
         bare.positions *= length
