@@ -138,10 +138,6 @@ class PIWSLSettings:
             block = {**AUTO, **displaced, **not_balanced, **block}
         return cls(**block)
 
-    def to_config(self) -> dict[str, Any]:
-        """The settings as a plain block for a config."""
-        return asdict(self)
-
     @property
     def weak(self) -> bool:
         """Whether any weak term has a weight."""
@@ -153,15 +149,11 @@ class PIWSLSettings:
         return self.c_pitc > 0 and self.eps_max == 0
 
     @property
-    def needs_c(self) -> bool:
-        """Whether a weak term compares predictions at C."""
+    def points(self) -> tuple[str, ...]:
+        """Displaced configurations whose predictions a weak term compares: C, B or both."""
         pisc_needs_c = self.c_pisc > 0 and (self.pisc_case != 2 or self.k_2nd > 0)
-        return (self.c_pitc > 0 and not self.differentiates) or self.c_wl > 0 or pisc_needs_c
-
-    @property
-    def needs_b(self) -> bool:
-        """Whether a weak term compares predictions at B."""
-        return self.c_pisc > 0
+        needs_c = (self.c_pitc > 0 and not self.differentiates) or self.c_wl > 0 or pisc_needs_c
+        return ("C",) * needs_c + ("B",) * (self.c_pisc > 0)
 
     @property
     def validates_consistency(self) -> bool:

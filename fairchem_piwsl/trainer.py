@@ -175,7 +175,7 @@ class PIWSLForcesTrainer(S2EFTrainer):
             if s.differentiates:
                 return self._forward_differentiated(batch)
             if s.weak:
-                return self._forward_displaced(batch, ["C"] * s.needs_c + ["B"] * s.needs_b)
+                return self._forward_displaced(batch, s.points)
         if self._validation is not None:
             return self._forward_displaced(batch, ["C"])
         return super()._forward(batch)

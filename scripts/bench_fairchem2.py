@@ -81,7 +81,7 @@ def bench(config: Any, rounds: int, warmup: int) -> dict[str, Any]:
     callback = PIWSLCallback(**block | {"start_step": 0, "ramp_steps": 0, "every_n_steps": 1})
     loader = instantiate(config.runner.train_dataloader)
     batch = next(iter(loader))
-    copies = 1 + callback.settings.needs_c + callback.settings.needs_b
+    copies = 1 + len(callback.settings.points)
     batches = {"plain": batch, "enlarged batch": stack(batch, [batch.pos] * copies, None), "piwsl": batch}
     variants = {}
     for name, one in batches.items():

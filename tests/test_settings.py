@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import get_args
 
 import numpy as np
@@ -131,7 +131,7 @@ def test_without_displacements_there_is_pitc_alone(other):
     assert "eps_max 0" in error({"eps_max": 0, **other})
     assert not settings(**{"eps_max": 0.01, **other}).differentiates
     s = settings(eps_max=0, c_pitc=1.0)
-    assert (s.differentiates, s.needs_c) == (True, False)
+    assert (s.differentiates, s.points) == (True, ())
 
 
 def test_noisy_nodes_has_no_adversarial_direction():
@@ -145,7 +145,7 @@ def test_no_block_means_off():
     for block in (None, {}):
         off = PIWSLSettings.from_config(block)
         assert off == PIWSLSettings()
-        assert not any((off.weak, off.needs_b, off.needs_c, off.noisy_nodes, off.validates_consistency))
+        assert not any((off.weak, off.points, off.noisy_nodes, off.validates_consistency))
 
 
 def test_settings_are_frozen():
@@ -155,25 +155,25 @@ def test_settings_are_frozen():
 
 def test_round_trip_through_a_config_file():
     original = settings(c_pitc=1.2, c_pisc=0.01, eps_max=0.025, k_2nd=0.5, validate_consistency=False)
-    block = yaml.safe_load(yaml.safe_dump(original.to_config()))
+    block = yaml.safe_load(yaml.safe_dump(asdict(original)))
     assert PIWSLSettings.from_config(block) == original
 
 
 @pytest.mark.parametrize(
-    ("block", "c", "b"),
+    ("block", "points"),
     [
-        ({"c_pitc": 1}, True, False),
-        ({"c_wl": 1}, True, False),
-        ({"c_pisc": 1}, True, True),
-        ({"c_pisc": 1, "pisc_case": 2}, False, True),
-        ({"c_pisc": 1, "pisc_case": 2, "k_2nd": 0.25}, True, True),
-        ({"c_pisc": 1, "pisc_case": 3}, True, True),
-        ({"c_pisc": 1, "pisc_case": 2, "c_pitc": 1}, True, True),
-        ({"c_pisc": 0, "c_pitc": 0}, False, False),
+        ({"c_pitc": 1}, "C"),
+        ({"c_wl": 1}, "C"),
+        ({"c_pisc": 1}, "CB"),
+        ({"c_pisc": 1, "pisc_case": 2}, "B"),
+        ({"c_pisc": 1, "pisc_case": 2, "k_2nd": 0.25}, "CB"),
+        ({"c_pisc": 1, "pisc_case": 3}, "CB"),
+        ({"c_pisc": 1, "pisc_case": 2, "c_pitc": 1}, "CB"),
+        ({"c_pisc": 0, "c_pitc": 0}, ""),
     ],
 )
-def test_which_configurations_are_needed(block, c, b):
-    assert (settings(**block).needs_c, settings(**block).needs_b) == (c, b)
+def test_which_configurations_are_needed(block, points):
+    assert settings(**block).points == tuple(points)
 
 
 @pytest.mark.parametrize(

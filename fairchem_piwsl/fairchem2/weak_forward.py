@@ -47,7 +47,7 @@ class WeakForward:
         """Outputs at A, and each weak term as the prediction of a task of its own."""
         s = self.settings
         heads.as_after_forward(batch)
-        points = ["A"] + ["C"] * s.needs_c + ["B"] * s.needs_b
+        points = "A", *s.points
         with ExitStack() as undo:
             lent = model_list(model.backbone, batch) if s.share_graph else None
             if lent is not None:
@@ -89,7 +89,7 @@ class WeakForward:
             errors = a.energy - kcal * energy.to(a.energy), a.forces - kcal * forces.nan_to_num().to(a.forces)
             direction = adversarial_direction(*errors, batch.batch, generator)
         at = (batch.pos, batch.batch, batch.natoms, batch.fixed == 0, shortest)
-        return {point: draw(s, *at, generator, direction) for point in ["C"] + ["B"] * s.needs_b}
+        return {point: draw(s, *at, generator, direction) for point in dict.fromkeys(["C", *s.points])}
 
     def _terms(
         self, at: Mapping[str, Prediction], moved: Mapping[str, Tensor], batch: AtomicData

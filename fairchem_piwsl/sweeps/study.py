@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def create_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
 
 def base_values(sweep: Sweep) -> dict[str, Any]:
     """The base config's own values of the searched entries, as far as the search space holds them."""
-    defaults = {f"optim.piwsl.{name}": value for name, value in PIWSLSettings().to_config().items()}
+    defaults = {f"optim.piwsl.{name}": value for name, value in asdict(PIWSLSettings()).items()}
     trained = {**sweep.base, "seed": sweep.seed}
     values = {p.key: get_value(trained, p.key, defaults.get(p.key)) for p in sweep.space}
     return {p.key: values[p.key] for p in sweep.space if contains(p.distribution, values[p.key])}

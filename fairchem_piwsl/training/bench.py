@@ -115,7 +115,7 @@ def _variants(config: Mapping[str, Any], folder: Path, cpu: bool) -> dict[str, V
     plain["optim"].pop("piwsl")
     separate = copy.deepcopy(without_data)
     separate["optim"]["piwsl"] |= {"eps_max": piwsl.piwsl.eps_max, "share_graph": False}
-    configurations = 1 + piwsl.piwsl.needs_c + piwsl.piwsl.needs_b
+    configurations = 1 + len(piwsl.piwsl.points)
     enlarged = stack(batch, [batch.pos] * configurations)
     return {
         "baseline": Variant(_trainer(PIWSLForcesTrainer, plain, folder, cpu), batch),

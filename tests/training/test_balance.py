@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -295,7 +296,7 @@ def test_fixed_atoms_have_no_part_in_the_share(tmp_path):
 def test_auto_needs_no_other_key():
     settings = PIWSLSettings.from_config({"auto": True})
     assert settings == PIWSLSettings(auto=True, **AUTO)
-    assert PIWSLSettings.from_config(settings.to_config()) == settings
+    assert PIWSLSettings.from_config(asdict(settings)) == settings
 
 
 @pytest.mark.parametrize(
