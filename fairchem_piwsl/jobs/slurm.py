@@ -37,11 +37,8 @@ def python_ignoring_usr2() -> str:
 
 def slurm_executor(folder: Path, timeouts: int = MAX_TIMEOUTS) -> submitit.AutoExecutor:
     """submitit's executor for SLURM, with a folder for each job in `folder`."""
-    for kind in (
-        "CPU",
-        "GPU",
-        "NODE",
-    ):  # of an allocation around this process; srun in a job refuses two kinds
+    # of an allocation around this process: srun in a job refuses two kinds
+    for kind in ("CPU", "GPU", "NODE"):
         os.environ.pop(f"SLURM_MEM_PER_{kind}", None)
     python = python_ignoring_usr2()
     return submitit.AutoExecutor(

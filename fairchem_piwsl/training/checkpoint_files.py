@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.errors import UserError, in_words
 from fairchem_piwsl.files import whole_file
 
 TRUST = "PIWSL_TRUST_CHECKPOINT"
@@ -181,10 +181,9 @@ def load_weights(
     try:
         model.load_state_dict(match_state_dict(model.state_dict(), dict(checkpoint["state_dict"])))
     except (RuntimeError, KeyError, ValueError) as error:  # ValueError: of scale factors that the file lacks
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{key}: {path} holds a model '{model_name(checkpoint)}' whose weights do not fit the block 'model' of "
-            f"this config; give both the same hyperparameters ({reason})."
+            f"this config; give both the same hyperparameters ({in_words(error)})."
         ) from None
 
 
