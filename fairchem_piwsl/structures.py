@@ -41,13 +41,18 @@ def no_forces(n_atoms: int) -> np.ndarray:
     return np.full((n_atoms, 3), np.nan)
 
 
+def periodic_axes(atoms: Atoms) -> np.ndarray:
+    """Along which cell vectors `atoms` repeats, [3]; files may say so of one that is not there."""
+    return atoms.pbc & atoms.cell.any(1)
+
+
 def boxed(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
     """Positions [n, 3] and a full cell [3, 3] as fairchem's periodic neighbour search needs them.
 
     Along a direction without periodicity the structure is centred in a cell that leaves `BOX` to its images;
     along the others the atoms are wrapped into the cell, which the search takes for granted.
     """
-    periodic = atoms.pbc & atoms.cell.any(1)
+    periodic = periodic_axes(atoms)
     whole = Atoms(positions=atoms.positions, cell=atoms.cell.array * periodic[:, None], pbc=periodic)
     if not periodic.all():
         whole.center(vacuum=BOX / 2, axis=np.flatnonzero(~periodic))
@@ -58,7 +63,8 @@ def boxed(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
 def with_full_cell(atoms: Atoms) -> Atoms:
     """A copy with a cell of three vectors where anything is periodic, as fairchem 2 needs it."""
     copy = atoms.copy()
-    if atoms.pbc.any() and not atoms.pbc.all():
+    periodic = periodic_axes(atoms)
+    if periodic.any() and not periodic.all():
         positions, cell = boxed(atoms)
         copy.set_cell(cell)
         copy.set_positions(positions, apply_constraint=False)
@@ -119,11 +125,12 @@ def fixed_atoms(atoms: Atoms) -> np.ndarray:
 def vacuum_gaps(atoms: Atoms) -> np.ndarray:
     """Widest empty slab along each cell direction in Angstrom, [3]; infinite where not periodic."""
     gaps = np.full(3, np.inf)
-    if not atoms.pbc.any():
+    axes = np.flatnonzero(periodic_axes(atoms))
+    if not len(axes):
         return gaps
     fractions = atoms.get_scaled_positions(wrap=True)
     reciprocal = atoms.cell.reciprocal()
-    for axis in np.flatnonzero(atoms.pbc):
+    for axis in axes:
         gaps[axis] = _widest_gap(fractions[:, axis])[0] / np.linalg.norm(reciprocal[axis])
     return gaps
 
@@ -143,12 +150,25 @@ def is_isolated(atoms: Atoms) -> bool:
 def as_molecule(atoms: Atoms) -> Atoms:
     """A copy without periodicity in which a molecule that crosses the cell's boundary is whole again."""
     whole = atoms.copy()
-    if atoms.pbc.any():
-        fractions = atoms.get_scaled_positions(wrap=True)
-        for axis in np.flatnonzero(atoms.pbc):
-            start = _widest_gap(fractions[:, axis])[1]
+    axes = np.flatnonzero(periodic_axes(atoms))
+    if len(axes):
+        fractions = atoms.get_scaled_positions(wrap=False)  # which would fold along vectors of zero as well
+        for axis in axes:
+            start = _widest_gap(fractions[:, axis] % 1.0)[1]
             fractions[:, axis] = (fractions[:, axis] - start + 1e-12) % 1.0
         whole.set_positions(fractions @ atoms.cell.complete().array, apply_constraint=False)
     whole.pbc = False
     whole.cell = None
     return whole
+
+
+def molecule_or_crystal(atoms: Atoms) -> Atoms:
+    """A molecule without its box, so that no image and no wrapping disturbs its distances; else a copy.
+
+    A crystal or surface stays periodic along the cell vectors that are there.
+    """
+    if is_isolated(atoms):
+        return as_molecule(atoms)
+    copy = atoms.copy()
+    copy.pbc = periodic_axes(atoms)
+    return copy

@@ -18,7 +18,7 @@ from fairchem_piwsl.analysis.run_configs import settings_of
 from fairchem_piwsl.datasets.read import read_structure
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import write_result
-from fairchem_piwsl.structures import as_molecule, is_isolated
+from fairchem_piwsl.structures import molecule_or_crystal
 
 # What tells the seeds of one run apart in their names.
 NUMBER = re.compile(r"[/_. -]*((seed|run|s)[-_]?\d+\b|\d+$)")
@@ -53,8 +53,7 @@ def bond_profile(
         raise UserError("give at least one checkpoint, or --reference xtb.")
     if reference is not None:  # first of all: reading an LMDB loads torch, and tblite must precede it
         reference_calculator(reference)
-    atoms = read_structure(structure, index)
-    atoms = as_molecule(atoms) if is_isolated(atoms) else atoms
+    atoms = molecule_or_crystal(read_structure(structure, index))
     atoms.set_constraint()
     moving = fragment(atoms, *bond)
     initial = float(atoms.get_distance(*bond, mic=True))

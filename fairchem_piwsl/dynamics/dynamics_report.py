@@ -23,7 +23,7 @@ from fairchem_piwsl.dynamics.run_folder import Progress, RunFolder, check_settin
 from fairchem_piwsl.dynamics.simulation import MDSettings, check_positive, criterion_for, simulate
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import as_json, file_name, write_result
-from fairchem_piwsl.structures import STATES, as_molecule, is_isolated
+from fairchem_piwsl.structures import STATES, molecule_or_crystal
 
 BIN = 0.05  # Angstrom, of the distribution of distances
 #: a function of seed, step, temperature in K, steps/s
@@ -61,7 +61,7 @@ def run_md(
     check_positive("--rdf-window", rdf_window)
     if calculator is not None:
         reference_calculator(calculator)  # first of all: reading an LMDB loads torch, tblite must precede it
-    atoms = _molecule_or_crystal(read_structure(structure, index))
+    atoms = molecule_or_crystal(read_structure(structure, index))
     if len(atoms) < 2:
         raise UserError(
             f"{structure}: dynamics is judged by distances; give a structure of two atoms or more."
@@ -142,15 +142,10 @@ def progress_bar(steps: int, timestep: float) -> Iterator[Report]:
         yield report
 
 
-def _molecule_or_crystal(atoms: Atoms) -> Atoms:
-    """Molecules lose their box, so that no image and no wrapping disturbs their distances."""
-    return as_molecule(atoms) if is_isolated(atoms) else atoms
-
-
 def _reference_frames(path: str | Path | None, atoms: Atoms) -> list[Atoms]:
     if path is None:
         return []
-    frames = [_molecule_or_crystal(item.atoms) for item in read_labelled(path)]
+    frames = [molecule_or_crystal(item.atoms) for item in read_labelled(path)]
     if any(not np.array_equal(frame.numbers, atoms.numbers) for frame in frames):
         raise UserError(
             f"{path}: --reference-trajectory must hold the atoms of --structure, in the same order."
@@ -228,7 +223,7 @@ def _describe(
         "failed": progress.failure_step is not None,
         "reason": progress.reason or ("" if is_judged else "not judged: too short for --rdf-window"),
         "drift": stability.energy_drift(time, total, n_atoms) if is_nve else None,
-        "energy_std": float(total.std()) * 1000 / n_atoms if is_nve and len(total) else None,
+        "energy_std": float(total.std()) * 1000 / n_atoms if is_nve and len(total) > 1 else None,
         "temperature": float(table["temperature"][good].mean()) if good.any() else None,
         "ns_per_day": simulated * 1e-3 / (progress.seconds / 86400) if progress.seconds else None,
     }

@@ -151,6 +151,8 @@ def test_net_force_and_torque_of_isolated_molecules_only(water):
     layer.pbc[2], layer.cell[2] = False, 0.0
     layer.positions[:] = water.positions
     assert as_molecule(layer).get_all_distances() == pytest.approx(water.get_all_distances())
+    layer.pbc = True  # as some files say whether or not there is a vector
+    assert as_molecule(layer).get_all_distances() == pytest.approx(water.get_all_distances())
 
 
 @pytest.fixture(scope="module")

@@ -394,6 +394,16 @@ def test_a_run_too_short_for_its_criterion_is_not_judged(copper, tmp_path):
     assert result["length"] == result["runs"][0]["time"] == pytest.approx(0.018)  # nine steps are there
 
 
+def test_a_single_record_has_no_spread(tmp_path):
+    write(tmp_path / "cluster.xyz", Icosahedron("Cu", noshells=2))
+    options = {"calculator": "emt", "bond_threshold": 1e-4, "out": tmp_path}
+    result = run_md(None, tmp_path / "cluster.xyz", MDSettings(), steps=40, **options)
+    (start,) = result["runs"]
+    assert start["failed"]
+    assert start["energy_std"] is None
+    assert np.isnan(start["drift"])
+
+
 @pytest.mark.parametrize("seeds", [10, 11])
 def test_a_legend_of_many_seeds_is_left_out(copper, tmp_path, monkeypatch, seeds):
     drawn = []
@@ -421,8 +431,10 @@ def test_reference_calculator_needs_no_checkpoint(tmp_path):
     assert result["summary"]["is_lower_bound"]
 
 
-def test_a_surface_needs_no_third_cell_vector(tmp_path):
+@pytest.mark.parametrize("pbc", [(True, True, False), True], ids=["two directions", "three in name"])
+def test_a_surface_needs_no_third_cell_vector(tmp_path, pbc):
     surface = fcc111("Cu", (3, 3, 3))
+    surface.pbc = pbc
     assert surface.cell.rank == 2
     write(tmp_path / "surface.traj", surface)
     settings = MDSettings(interval=1, timestep=2.0)
