@@ -35,7 +35,7 @@ def energy_units(name: str) -> tuple[float, str, str]:
 
 
 class Estimate(NamedTuple):
-    """A value with its bootstrap interval; NaN where no structure has the label."""
+    """A value with its bootstrap interval; NaN where no structure has the label, the interval also where only one has."""
 
     value: float
     low: float
@@ -73,7 +73,8 @@ def error_table(
     for number, (metric, (numerator, count)) in enumerate(sums.items()):
         value = _ratio(metric, numerator.sum(), count.sum())
         resampled = _ratio(metric, drawn[:, number, 0], drawn[:, number, 1])
-        resampled = resampled[np.isfinite(resampled)]
+        scatters = (count > 0).sum() > 1  # of one structure every draw is the same
+        resampled = resampled[np.isfinite(resampled) & scatters]
         low, high = np.percentile(resampled, [tail, 100.0 - tail]) if resampled.size else (np.nan, np.nan)
         table[metric] = Estimate(float(value), float(low), float(high))
     return table

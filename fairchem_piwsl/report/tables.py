@@ -18,10 +18,9 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def interval(estimate: dict[str, float | None]) -> str:
-    """The value, and below it `[low, high]`."""
-    if estimate["value"] is None or not math.isfinite(estimate["value"]):
-        return "-"
-    return f"{number(estimate['value'])}\n[{number(estimate['low'], 3)}, {number(estimate['high'], 3)}]"
+    """The value, and below it `[low, high]` where there is an interval."""
+    value, low, high = number(estimate["value"]), number(estimate["low"], 3), number(estimate["high"], 3)
+    return value if low == "-" else f"{value}\n[{low}, {high}]"
 
 
 def kind_of(quantity: str) -> str:

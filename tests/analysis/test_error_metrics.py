@@ -78,6 +78,15 @@ def test_missing_labels_are_left_out(case):
     assert np.isnan(none["forces_cosine"].low)
 
 
+def test_one_structure_tells_nothing_about_the_scatter(case):
+    _, energy, forces, predicted, forces_predicted = case
+    known = np.where(np.arange(3) < 1, energy[:3], np.nan)
+    table = error_table(known, forces[:3], predicted[:3], forces_predicted[:3])
+    assert table["energy_mae"].value == pytest.approx(abs(predicted[0] - energy[0]))
+    assert np.isnan([table["energy_mae"].low, table["energy_mae"].high]).all()
+    assert table["forces_mae"].low < table["forces_mae"].value < table["forces_mae"].high
+
+
 def test_units(case):
     _, energy, forces, predicted, forces_predicted = case
     table = error_table(energy, forces, predicted, forces_predicted, n_bootstrap=10)

@@ -135,6 +135,13 @@ def test_table_of_many_models_names_them_all_on_a_narrow_terminal(checkpoints, d
     assert "…" not in text
 
 
+def test_table_of_one_structure_has_no_intervals(checkpoints, data):
+    result = evaluate(checkpoints[:1], data, limit=1, cpu=True)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(evaluation_tables(result)[0])
+    assert console.export_text().count("[") == 1  # that of the caption
+
+
 def test_energies_alone_are_enough(checkpoints, structures, tmp_path):
     data = write_lmdb(tmp_path / "energies.lmdb", structures, forces=False)
     result = evaluate(checkpoints[:1], data, cpu=True, n_bootstrap=20, out=tmp_path)
