@@ -19,6 +19,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from fairchem_piwsl.analysis.inference_checkpoints import is_inference_checkpoint
 from fairchem_piwsl.analysis.model_names import short_names
 from fairchem_piwsl.errors import UserError, in_words
+from fairchem_piwsl.structures import STATES
 from fairchem_piwsl.upstream import installed_version
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ class PotentialCalculator(Calculator):
     def __init__(self, potential: Potential) -> None:
         super().__init__()
         self.potential = potential
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation; ASE does not look at total charge and spin."""
+        changes = super().check_state(atoms, tol)
+        known = self.atoms.info if self.atoms is not None else {}
+        return [*changes, *(name for name in STATES if known.get(name) != atoms.info.get(name))]
 
     def calculate(
         self, atoms: Any = None, properties: Any = ("energy",), system_changes: Any = all_changes

@@ -137,6 +137,15 @@ def test_calculator_drives_ase(checkpoints, structures):
     assert atoms.get_forces() == pytest.approx(reference.forces[0])
 
 
+def test_calculator_notices_another_charge(checkpoints, structures):
+    calculator = load_potential(checkpoints["painn"] / "best_checkpoint.pt", cpu=True).calculator()
+    atoms = structures[0].copy()
+    calculator.get_potential_energy(atoms)
+    assert not calculator.calculation_required(atoms, ["energy"])
+    atoms.info["charge"] = 1
+    assert calculator.calculation_required(atoms, ["energy"])
+
+
 def test_gradient_forces_serve_models_without_a_forces_output(checkpoints, structures, tmp_path):
     state = torch.load(checkpoints["schnet"] / "best_checkpoint.pt", weights_only=False)
     del state["config"]["outputs"]["forces"]
