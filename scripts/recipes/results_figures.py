@@ -13,10 +13,12 @@ from matplotlib.ticker import NullLocator
 
 from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.report.statistics import Change, half_interval
+from recipes.learning_curves import size_families
 from recipes.results_file import (
     ENERGIES_ONLY,
     FORCES,
     TITLES,
+    Results,
     Run,
     best_baseline,
     by_seed,
@@ -25,10 +27,8 @@ from recipes.results_file import (
     grouped,
     is_baseline,
     is_longer,
-    size_families,
 )
 
-Results = Mapping[str, Any]
 #: the largest change in the colours of a heat map, %
 LARGEST = 60
 INTERVALS = "Means over seeds with their 95 % intervals"

@@ -14,6 +14,7 @@ from fairchem_piwsl.files import read_json
 from fairchem_piwsl.report.statistics import Change, paired_change
 
 Run = Mapping[str, Any]
+Results = Mapping[str, Any]
 #: data set and model -> method -> its runs
 Groups = dict[tuple[str, str], dict[str, list[Run]]]
 #: prefix of methods that train without force labels, which are compared among themselves
@@ -109,22 +110,3 @@ def changes(runs: Sequence[Run], before: Sequence[Run]) -> tuple[Change | None, 
     """Changes of the energy and of the force error."""
     energy, forces = (paired_change(by_seed(runs, e), by_seed(before, e)) for e in (ENERGY, FORCES))
     return energy, forces
-
-
-def size_families(
-    results: Mapping[str, Any], pattern: str = "*"
-) -> dict[str, dict[str, dict[int, list[Run]]]]:
-    """Runs for learning curves: data set without its size -> method -> training size -> runs.
-
-    Only data sets with more than one size; of one model, the first that fits the pattern.
-    """
-    found: dict[str, dict[str, dict[int, list[Run]]]] = {}
-    groups = grouped(results, pattern)
-    for (data, model), methods in groups.items():
-        name, _, size = data.rpartition("_")
-        if size.isdigit() and model == next(iter(groups))[1]:
-            for method, runs in methods.items():
-                found.setdefault(name, {}).setdefault(method, {})[runs[0]["n_train"]] = runs
-    return {
-        name: methods for name, methods in found.items() if max(len(sizes) for sizes in methods.values()) > 1
-    }

@@ -9,11 +9,13 @@ from typing import Any
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.statistics import Change, mean_and_spread, paired_change
 from fairchem_piwsl.report.tables import markdown_table
+from recipes.learning_curves import size_families, worth
 from recipes.results_file import (
     ENERGIES_ONLY,
     ENERGY,
     FORCES,
     TITLES,
+    Results,
     Run,
     best_baseline,
     by_seed,
@@ -24,10 +26,8 @@ from recipes.results_file import (
     matching,
     of_shared_seeds,
     product_of_errors,
-    size_families,
 )
 
-Results = Mapping[str, Any]
 E, F = TITLES.values()
 CHANGE = "change [95 %]"
 MARKED = re.compile(
@@ -206,6 +206,7 @@ TABLES: dict[str, Callable[[Results, str], str]] = {
     "hand_chosen": hand_chosen,
     "tests": further_tests,
     "sizes": sizes,
+    "worth": worth,
     "grid": grid,
     "cost": cost,
     "steps": steps,

@@ -10,8 +10,9 @@ import pytest
 from helpers_results import made_up_run, results
 from matplotlib.figure import Figure
 from recipes.cost import fastest
+from recipes.learning_curves import labels_for, size_families
 from recipes.results_figures import _changes, _look, draw_all, pareto_front
-from recipes.results_file import best_baseline, families, grouped, read_results, size_families
+from recipes.results_file import best_baseline, families, grouped, read_results
 from recipes.results_tables import TABLES, fill
 from recipes.sensitivity_figure import _chosen, _panel, _position
 from scipy import stats
@@ -163,6 +164,40 @@ def test_sizes_table_takes_a_pattern_of_data_set_and_model():
         energies = TABLES["sizes"](results(runs), pattern).splitlines()[2]
         assert energies == f"| d | energy RMSE, kcal/mol | auto | {cells} |"
     assert TABLES["sizes"](results(runs), "d/*").count("\n") == 2
+
+
+def test_labels_for_an_error_follow_the_power_law_between_sizes():
+    curve = {50: 8.0, 200: 4.0, 800: 4.0, 900: 1.0}
+    assert [labels_for(curve, error) for error in (8.0, 4.0, 1.0)] == pytest.approx([50, 200, 900])
+    assert labels_for(curve, 8 / 2**0.5) == pytest.approx(100)  # the error falls as the root of the size
+    assert labels_for(curve, 0.9) == np.inf
+    assert labels_for(curve, 9.0) == 0
+
+
+def worth_of(energies):
+    """The row of energies of `worth`: two baselines and `auto` with 100 and 400 structures, errors by seed."""
+    runs = [
+        made_up_run(f"d_{n}", "m", method, seed, error, 1.0, n_train=n)
+        for method, by_size in energies.items()
+        for n, errors in by_size.items()
+        for seed, error in enumerate(errors)
+    ]
+    return TABLES["worth"](results(runs), "*").splitlines()[2]
+
+
+def test_worth_is_in_labels_of_the_baseline_that_needs_the_fewest():
+    baselines = {"baseline": {100: [8, 8], 400: [4, 4]}, "baseline_30": {100: [9, 9], 400: [3, 6]}}
+    # seed 0: 100 * 4 ** (log(9 / 6) / log(9 / 3)) of baseline_30 are fewer than baseline's 177.8; seed 1: baseline's 200
+    factors = np.log([4 ** (np.log(9 / 6) / np.log(3)), 4 ** (np.log(8 / 5.5) / np.log(2))])
+    low, high = stats.t.interval(0.95, 1, factors.mean(), stats.sem(factors))
+    shown = f"{np.exp(factors.mean()):.1f} [{np.exp(low):.1f}, {np.exp(high):.1f}]"
+    assert worth_of({**baselines, "auto": {100: [6, 5.5], 400: [1, 1]}}).endswith(f"| {shown} | > 1.0 |")
+    assert worth_of({**baselines, "auto": {100: [20], 400: [4]}}).endswith("| < 1.0 | 0.7 |")
+
+
+def test_worth_takes_only_seeds_with_a_whole_curve():
+    baseline = {100: [8, 1], 400: [4]}
+    assert worth_of({"baseline": baseline, "auto": {100: [4, 0.1]}}).endswith("| 4.0 |")
 
 
 def test_grid_table_has_the_last_setting_across():
