@@ -1,5 +1,6 @@
 """Find the labels on an ASE Atoms object."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from fairchem_piwsl.units import ENERGY_UNITS, LENGTH_UNITS, force_in_ev_per_ang
 
 #: name in `info` of the energy that a calculator calls free, whose derivatives forces are where electrons are smeared
 FREE_ENERGY = "free_energy"
+#: names that energies have in files, and names of vectors that are no forces
+_ENERGY = re.compile(r"en|^(e|u|u0|e_?tot)$", re.IGNORECASE)
+_NO_FORCES = ("positions", "momenta", "stress", "virial")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
     """Atoms with labels in the units of `options` -> eV, eV/Angstrom and Angstrom.
 
     Forces are the raw ones, not projected on constraints, as upstream takes them. Charge and spin, where the file
-    has them, are in `info`, and so is the free energy, unless `energy_key` says which energy is meant.
+    has them (`total_charge`, `total_spin` are the same), are in `info`, and so is the free energy, unless
+    `energy_key` says which energy is meant.
     """
     length = LENGTH_UNITS[options.length_units]
     energy = _find(atoms, options.energy_key or "energy")
@@ -47,9 +52,10 @@ def to_structure(atoms: Atoms, source: str, options: LabelOptions) -> Labelled:
     bare = atoms.copy()
     bare.calc = None
     for name in STATES:
-        value = _find_in([atoms.info, *_inner(atoms)], name)
-        if value is not None:
-            bare.info[name] = value
+        for key in (f"total_{name}", name):  # MACE's word, and the usual one, which goes before it
+            value = _find_in([atoms.info, *_inner(atoms)], key)
+            if value is not None:
+                bare.info[name] = value
     free = None if options.energy_key else getattr(atoms.calc, "results", {}).get(FREE_ENERGY)
     if free is not None:
         bare.info[FREE_ENERGY] = _scalar(free, source) * ENERGY_UNITS[options.units]
@@ -76,16 +82,17 @@ def _find_in(places: list[dict[str, Any]], key: str) -> Any:
 
 def _candidates(atoms: Atoms, of_energy: bool, of_forces: bool) -> str:
     """Names of fields that may hold the labels that are missing, for the error message."""
-    places = [getattr(atoms.calc, "results", {}), atoms.info, *_inner(atoms)]
-    scalars = [k for place in places for k, v in place.items() if isinstance(v, int | float | np.number)]
-    forces = [
+    places = [getattr(atoms.calc, "results", {}), atoms.info, *_inner(atoms), atoms.arrays]
+    fields = {k: v for place in places for k, v in place.items()}
+    energies = [
         k
-        for k, v in atoms.arrays.items()
-        if np.shape(v) == (len(atoms), 3) and k not in ("positions", "momenta")
+        for k, v in fields.items()
+        if isinstance(v, int | float | np.number) and not isinstance(v, bool) and _ENERGY.search(str(k))
     ]
-    energies = [k for k in dict.fromkeys(scalars) if "en" in k.lower() or k.lower() in ("e", "u", "u0")]
-    found = [f"--energy-key {k}" for k in energies if of_energy]
-    found += [f"--forces-key {k}" for k in forces if of_forces]
+    forces = [k for k, v in fields.items() if isinstance(v, np.ndarray) and v.shape == (len(atoms), 3)]
+    forces = [k for k in forces if k not in _NO_FORCES]
+    found = [f"--energy-key {' or '.join(energies)}"] * bool(of_energy and energies)
+    found += [f"--forces-key {' or '.join(forces)}"] * bool(of_forces and forces)
     return f"perhaps {' '.join(found)}" if found else ""
 
 
@@ -108,6 +115,8 @@ def _vectors(value: Any, n_atoms: int, source: str) -> np.ndarray:
 
 def _numbers(value: Any, source: str, what: str) -> np.ndarray:
     try:
+        if np.asarray(value).dtype == bool:  # ASE's value of a word alone, such as `energy:` in files of xtb
+            raise TypeError
         return np.asarray(value, dtype=float)
     except (TypeError, ValueError):
         raise UserError(f"{source}: the {what} {str(value)[:40]!r} is no number; correct the file.") from None

@@ -106,7 +106,7 @@ def open_sources(patterns: Sequence[str | Path], options: LabelOptions) -> list[
                 raise UserError(f"{path} does not exist; give the name of a file.")
             if path.stat().st_size == 0:
                 raise UserError(f"{path} is empty; make it again or leave it out.")
-            if path.suffix in (".npz", ".npy"):
+            if path.suffix == ".npz":
                 raise UserError(
                     f"{path} is a numpy file: give it as `piwsl prepare rmd17 {path} ...` "
                     "(or md22, md17_ccsd_t)."

@@ -11,7 +11,7 @@ from scipy.spatial.distance import pdist
 
 from fairchem_piwsl.datasets.ase_labels import FREE_ENERGY
 from fairchem_piwsl.datasets.element_references import composition
-from fairchem_piwsl.structures import STATES, Labelled
+from fairchem_piwsl.structures import STATES, Labelled, as_molecule, is_isolated
 
 #: pairs closer than this count in a periodic structure, Angstrom
 RADIUS = 5.0
@@ -32,7 +32,9 @@ class Distances(NamedTuple):
 
 
 def distances(atoms: Atoms) -> Distances:
-    """Distances between all atoms of a molecule, or within `RADIUS` in a periodic structure."""
+    """Distances between all atoms of a molecule, whatever its box, or within `RADIUS` in a periodic structure."""
+    if is_isolated(atoms):
+        atoms = as_molecule(atoms)
     numbers = atoms.numbers
     if atoms.pbc.any():
         cell = np.asarray(atoms.cell.complete().array)

@@ -75,12 +75,13 @@ def test_a_state_that_is_no_integer_is_refused(value: object) -> None:
         row(structure)
 
 
-def test_states_tell_structures_apart_where_they_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["charge", "total_charge"])
+def test_states_tell_structures_apart_where_they_are_kept(tmp_path: Path, name: str) -> None:
     paths = []
     for charge in (0, 1):
         frames = molecules(30, names=("CH3OH",))
         for atoms in frames:
-            atoms.info["charge"] = charge
+            atoms.info[name] = charge
             atoms.calc.results["energy"] += 8 * charge
         paths.append(tmp_path / f"{charge}.extxyz")
         write(paths[-1], frames)

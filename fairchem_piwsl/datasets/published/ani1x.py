@@ -41,7 +41,8 @@ class Ani1xSource:
                 {key.rsplit(".", 1)[0] for group in file.values() for key in group if ".energy" in key}
             )
             if self.level not in levels:
-                raise UserError(f"{self.path} has no level {self.level}; give --level {' or '.join(levels)}.")
+                remedy = f"--level {' or '.join(levels)}" if levels else "ANI-1x's file as published"
+                raise UserError(f"{self.path} has no level {self.level}; give {remedy}.")
             for name in sorted(file):
                 group = file[name]
                 if self.energy not in group:
