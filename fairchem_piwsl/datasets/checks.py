@@ -54,6 +54,13 @@ def check_labels(structure: Labelled, energy: bool = True, forces: bool = True) 
         )
 
 
+def check_any_label(train: Records) -> None:
+    """Refuse a training set without any label."""
+    if not np.isfinite(train.energy).any() and not train.force_components.any():
+        hint = train.samples[0].hint or "give the names that they have by --energy-key and --forces-key"
+        raise UserError(f"No structure for training has an energy or forces: {hint}.")
+
+
 def check_distance(shortest: float, where: str) -> None:
     """Refuse atoms on top of each other, and structures without neighbours."""
     if shortest < MIN_DISTANCE:

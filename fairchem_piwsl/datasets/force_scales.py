@@ -71,6 +71,22 @@ def _along_bonds(structures: list[Labelled], element: int) -> tuple[np.ndarray, 
     return table[:, 0], table[:, 1]
 
 
+#: eV/Angstrom, RMS of components: smaller forces are those of minima, where errors turn a molecule as well
+_AT_REST = 0.1
+
+
+def torques(structures: list[Labelled]) -> np.ndarray:
+    """Torque on each labelled molecule without net force, over sqrt(sum (r F)^2); 0 where labels are right."""
+    found = []
+    for s in structures:
+        lever, force = s.atoms.positions - s.atoms.positions.mean(axis=0), s.forces
+        free = np.linalg.norm(force.sum(axis=0)) < 0.03 * np.linalg.norm(force)
+        if free and len(s) > 2 and not s.atoms.pbc.any() and np.std(force) > _AT_REST:
+            size = np.linalg.norm(np.linalg.norm(lever, axis=1) * np.linalg.norm(force, axis=1))
+            found.append(np.linalg.norm(np.cross(lever, force).sum(axis=0)) / size)
+    return np.array(found)
+
+
 #: two structures are compared if their atoms lie this far apart at most, Angstrom; nearer ones are copies
 MIN_DISPLACEMENT, MAX_DISPLACEMENT = 1e-4, 0.5
 MAX_PAIRS = 40

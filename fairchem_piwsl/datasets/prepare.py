@@ -41,6 +41,7 @@ class WriteOptions:
 
     format: str = "lmdb"  # for fairchem 1.10, or `aselmdb` for fairchem 2
     labels: LabelOptions = field(default_factory=LabelOptions)  # of the files, for messages
+    unit_remedy: str = "Give the right --units, --force-units or --length-units"  # of labels
     references: Mapping[int, float] = field(default_factory=dict)  # energies of free atoms, eV; empty: fitted
     need_energy: bool = True
     need_forces: bool = True
@@ -170,8 +171,9 @@ def write_dataset(
     plan = make_plan()
     with whole_folder(out) as folder:
         records = _write_splits(plan, folder, written, options)
+        checks.check_any_label(records["train"])
         duplicates = checks.check_duplicates(records, options.allow_duplicates, written.keeps_states)
-        doubts, notes = check_units(records, options.labels, options.trust_units)
+        doubts, notes = check_units(records, options.labels, options.trust_units, options.unit_remedy)
         plan.notes.extend(notes)
         warnings = [*duplicates, *doubts, *checks.report(records, written.keeps_states)]
         plan.notes.extend(rounding_notes(options.format, _largest_energy(records)))

@@ -336,7 +336,7 @@ def test_wrong_files_and_options(tmp_path):
     refused("holds no .xsf or .tar.gz files", "tio2", tmp_path)
     np.savez(tmp_path / "md22_odd.npz", a=1)
     refused("has the arrays a but not", "md22", tmp_path)
-    arrays = ethanol(10)
+    arrays = ethanol(60)
     write_sgdml(tmp_path / "md22_odd.npz", {**arrays, "F": arrays["F"][:5]})
     refused("which do not belong together", "md22", tmp_path)
     (tmp_path / "md22_odd.npz").write_bytes(b"PK cut")
@@ -345,6 +345,14 @@ def test_wrong_files_and_options(tmp_path):
     refused("a.h5 cannot be read", "ani1x", tmp_path / "a.h5")
     (tmp_path / "a.tar.gz").write_bytes(b"cut")
     refused("a.tar.gz cannot be read", "lmnto", tmp_path / "a.tar.gz")
+    for unit in ("kcal/mol", "eV"):  # of labels that are in the other one: none of the options tells it
+        factor = KCAL if unit == "kcal/mol" else 1 / KCAL
+        labels = {name: arrays[name] * factor for name in "EF"}
+        np.savez(tmp_path / "md22_odd.npz", e_unit=unit, r_unit="Ang", **{**arrays, **labels})
+        refused(f"do not fit {unit} .* as e_unit and r_unit, or", "md22", tmp_path, train=40, val=10, test=10)
+    with h5py.File(tmp_path / "spice.h5", "w") as file:
+        file["aspirin/conformations"] = np.zeros((1, 2, 3))
+    refused("no level wb97x_dz; give ANI-1x's file as published", "ani1x", tmp_path / "spice.h5")
     refused("--level has no meaning for tio2", "tio2", tmp_path, level="wb97x_dz")
     refused("--train 0 leaves nothing to train on", "tio2", tmp_path, train=0)
 

@@ -57,6 +57,34 @@ def test_the_name_of_an_energy_that_is_found_is_given(tmp_path):
     prepare([path], tmp_path / "out", energy_key="free_energy", **SMALL)
 
 
+def test_a_word_without_a_value_is_no_energy(tmp_path):
+    lines = ["2", "energy: -5.07 gnorm: 0.01 xtb: 6.6.1", "H 0 0 0", "H 0 0 0.7"]  # as xtb writes it
+    (tmp_path / "xtb.xyz").write_text("\n".join(lines * 20) + "\n")
+    refused(tmp_path, r"has no energy, or NaN; .* \(--allow-missing\)", tmp_path / "xtb.xyz")
+    refused(
+        tmp_path, "energy 'True' is no number", tmp_path / "xtb.xyz", energy_key="energy:", no_forces=True
+    )
+
+
+def test_names_that_several_labels_have_are_alternatives(tmp_path):
+    frames = molecules(20)
+    for atoms in frames:
+        atoms.info |= {
+            "dft_energy": -1.0,
+            "energy_gap": 3.0,
+            "data": {"dft_forces": np.ones((len(atoms), 3))},
+        }
+        atoms.calc = None
+    path = save(tmp_path / "a.traj", frames)
+    refused(tmp_path, r"--energy-key dft_energy or energy_gap --forces-key dft_forces, or", path)
+
+
+def test_a_training_set_without_labels(tmp_path):
+    path = save(tmp_path / "a.extxyz", molecules(20))
+    wrong = {"energy_key": "enrgy", "forces_key": "frces", "allow_missing": True}
+    refused(tmp_path, "No structure for training .* perhaps --energy-key energy --forces-key", path, **wrong)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("what", ["energy", "forces"])
 def test_labels_that_are_no_numbers(tmp_path, what, value):
@@ -195,6 +223,20 @@ def test_duplicates_of_crystals_and_within_a_split(tmp_path):
     given["val_files"] = []
     summary = prepare(out=tmp_path / "out", quiet=True, **given)
     assert any("1 duplicate within a split" in w for w in summary["warnings"])
+
+
+def test_duplicates_of_molecules_in_other_boxes(tmp_path):
+    paths = []
+    for box in (0, 18, 25):
+        frames = molecules(8)
+        for atoms in frames:
+            atoms.set_cell([box] * 3)
+            atoms.pbc = box > 0
+            relabel(atoms)
+        paths.append(save(tmp_path / f"{box}.traj", frames))
+    given = dict(train=None, val=None, test=None, train_files=paths[:1])
+    for other in paths[1:]:
+        refused(tmp_path, "8 duplicates across splits", test_files=[other], **given)
 
 
 def test_duplicates_of_crystals_with_one_atom_in_the_cell(tmp_path):

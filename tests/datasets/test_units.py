@@ -183,6 +183,21 @@ def test_molecules_in_other_units(tmp_path, count, energy, forces, lengths, matc
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("what", ["orientation", "order"])
+def test_forces_of_another_orientation_or_order_of_the_atoms(tmp_path, what):
+    frames = molecules(60)
+    for atoms in frames:
+        forces = atoms.get_forces()
+        if what == "orientation":
+            atoms.rotate(70, (1, 2, 3))
+        else:
+            forces = forces[::-1]
+        atoms.calc = SinglePointCalculator(atoms, energy=atoms.calc.results["energy"], forces=forces)
+    path = save(tmp_path / "a.extxyz", frames)
+    with pytest.raises(UserError, match="forces turn the molecules"):
+        prepare([path], tmp_path / "out", **SMALL)
+
+
 def test_crystals_have_no_hydrogen_but_similar_pairs(tmp_path):
     frames = crystals(60)
     summary = prepare([save(tmp_path / "right.traj", frames)], tmp_path / "right", **SMALL)

@@ -9,6 +9,7 @@ import numpy as np
 from ase import Atoms
 
 from fairchem_piwsl.datasets.ase_files import broken
+from fairchem_piwsl.datasets.ase_labels import LabelOptions
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import Labelled
 from fairchem_piwsl.units import ENERGY_UNITS, LENGTH_UNITS, energy_unit, length_unit
@@ -62,11 +63,17 @@ class NpzSource:
             "forces": forces,
             "energy": ENERGY_UNITS[energy],
             "length": LENGTH_UNITS[length],
+            "labels": LabelOptions(energy, length_units=length),
             "index": index,
         }
 
     def _text(self, file: Any, key: str, default: str) -> str:
         return str(_plain(self.path, file, key, "SU").astype(str)) if key in file.files else default
+
+    @property
+    def labels(self) -> LabelOptions:
+        """The units of the file."""
+        return self._arrays["labels"]
 
     def count(self) -> int:
         return len(self._arrays["energies"])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fairchem_piwsl.datasets.ase_labels import LabelOptions
 from fairchem_piwsl.datasets.prepare import Plan, WriteOptions, write_dataset
 from fairchem_piwsl.datasets.published.ani1x import Ani1xSource
 from fairchem_piwsl.datasets.published.molecule_files import molecule_plan, npz_sources
@@ -23,6 +24,8 @@ PAPER = {
     "lmnto": PaperSplit(trainings=(100, 1_000), test=1_000),
 }
 NAMES = tuple(PAPER)
+#: how a file says its units, where options do not
+_UNITS = "Name the units of an npz file in it as e_unit and r_unit"
 _TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
 
 
@@ -69,7 +72,8 @@ def prepare_published(
     arguments = {**vars(request), "paths": [str(p) for p in paths]}
     need_forces = not (isinstance(sources[0], Ani1xSource) and not sources[0].has_forces)
     # published as they are: duplicates are reported, not refused
-    options = WriteOptions(need_forces=need_forces, allow_duplicates=True, reuse=True, **writing)
+    units: dict[str, Any] = {"labels": getattr(sources[0], "labels", LabelOptions()), "unit_remedy": _UNITS}
+    options = WriteOptions(need_forces=need_forces, allow_duplicates=True, reuse=True, **units, **writing)
     return write_dataset(make_plan, sources, arguments, Path(out), options)
 
 
