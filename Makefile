@@ -11,6 +11,8 @@ TESTS_FAIRCHEM2 = $(if $(filter 2.24.0,$(FAIRCHEM2)),tests/fairchem2,$(addprefix
 # Environment of `make test-current`: current torch and numpy, which fairchem-core's own bounds exclude.
 VENV_CURRENT ?= .venv-current
 TORCH_CURRENT ?= torch==2.13.0
+# What `make test-current` leaves out: it takes long, and neither torch nor numpy is what it tests.
+WITHOUT_TORCH = tests/sweeps/test_sweeps_slurm.py
 # Processes that the tests are spread over; each takes a core and up to 2 GB.
 TEST_PROCESSES ?= 2
 PYTEST_FLAGS ?=
@@ -43,7 +45,7 @@ test: $(VENV)/.installed-test $(VENV)/.installed-mace
 	$(VENV)/bin/python -m pytest $(PYTEST) $(PYTEST_FLAGS)
 
 test-current: $(VENV_CURRENT)/.installed-current
-	$(VENV_CURRENT)/bin/python -m pytest $(PYTEST) $(PYTEST_FLAGS)
+	$(VENV_CURRENT)/bin/python -m pytest $(PYTEST) $(addprefix --ignore=,$(WITHOUT_TORCH)) $(PYTEST_FLAGS)
 
 # Apart from the other tests, whose conftest.py and settings are for fairchem-core 1.10.
 test-fairchem2: $(VENV_FAIRCHEM2)/.installed-fairchem2

@@ -42,10 +42,12 @@ collect_ignore = ["fairchem2"]  # those run in an environment of their own: make
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of SLURM share one cluster, which belongs to one process."""
+    """Tests of SLURM share one cluster, those of a file its trainings: such tests run in one process each."""
     for item in items:
         if item.get_closest_marker("slurm"):
             item.add_marker(pytest.mark.xdist_group("slurm"))
+        elif any(fixtures[-1].scope == "module" for fixtures in item._fixtureinfo.name2fixturedefs.values()):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -54,6 +54,19 @@ def test_the_paper_knows_no_version_of_fairchem(module: str) -> None:
     assert rooms <= {"losses", "taylor", "perturbations", "settings", "errors", "kinds", "units"}
 
 
+def test_what_is_not_repeated_with_current_torch_knows_none() -> None:
+    """Neither the files that `make test-current` leaves out nor their helpers."""
+    names = re.findall(r"^WITHOUT_TORCH = (.+)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    files = [ROOT / name for name in names[0].split()]
+    helpers = {name for file in files for name in imported(str(file)) if name.startswith("helpers_")}
+    for file in [*files, *(ROOT / "tests" / f"{name}.py" for name in sorted(helpers))]:
+        used = imported(str(file))
+        assert not used & {"conftest", "fairchem", "lmdb", "numpy", "torch", "torch_geometric"}, file
+        assert not {n for n in used if re.match(r"fairchem_piwsl\.(trainer|training|models|analysis)", n)}, (
+            file
+        )
+
+
 def test_the_rules_name_whoever_knows_fairchem() -> None:
     first_rule = (ROOT / "docs" / "architecture.md").read_text().partition("## Rules")[2].split("* ")[1]
     named = set(re.findall(r"`([\w/]+(?:\.py|/))`", first_rule))

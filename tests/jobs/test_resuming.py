@@ -250,10 +250,7 @@ def test_a_signal_ends_all_seeds_and_the_rest_is_trained_later(tmp_path: Path, h
     path = write_config(tmp_path, config)
     arguments = command(tmp_path, path, "--seeds", "0", "1", "2", "--timestamp-id", "s")
     # seed 0 has ended, seed 1 is stopped
-    subprocess.run(
-        command(tmp_path, path, "--seed", "0", "--timestamp-id", "s-seed0"),
-        check=True, env=environment(), capture_output=True,
-    )  # fmt: skip
+    launch.main(command(tmp_path, path, "--seed", "0", "--timestamp-id", "s-seed0")[2:])
     first = tmp_path / "checkpoints" / "s-seed0" / "checkpoint.pt"
     before = first.stat().st_mtime_ns
     stopped = start_and_hold(tmp_path, arguments, tmp_path / "results" / "s-seed1" / "held-2")
@@ -267,8 +264,7 @@ def test_a_signal_ends_all_seeds_and_the_rest_is_trained_later(tmp_path: Path, h
         )
     assert not (tmp_path / "checkpoints" / "s-seed2").exists()
 
-    again = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr[-2000:]
+    launch.main(arguments[2:])
     assert [torch.load(p, weights_only=True)["step"] for p in checkpoints(tmp_path)] == [4, 4, 4]
     assert first.stat().st_mtime_ns == before
     steps = (tmp_path / "results" / "s-seed1" / "steps.txt").read_text().split("\n")

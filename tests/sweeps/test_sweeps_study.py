@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -62,31 +60,26 @@ def test_every_slot_is_claimed_once_by_many_processes(tmp_path: Path) -> None:
     assert counts(study)["complete"] == 20
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from fairchem_piwsl.sweeps.storage import open_storage
-storage = open_storage("journal", Path(sys.argv[1]))
-study = storage.get_study_id_from_name("toy")
-while True:
-    storage.set_study_user_attr(study, "x", "y" * 20_000)
-    print(flush=True)
-"""
+def write_on_and_on(folder: Path, written: Any) -> None:
+    storage = open_storage("journal", folder)
+    study = storage.get_study_id_from_name("toy")
+    while True:
+        storage.set_study_user_attr(study, "x", "y" * 20_000)
+        written.set()
 
 
 def test_journal_stays_readable_when_its_writer_is_killed(tmp_path: Path) -> None:
     create_study(make_sweep(trials=1), open_storage("journal", tmp_path))
+    context = multiprocessing.get_context("fork")
     for delay in (0.0, 0.003):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        assert writer.stdout is not None
-        writer.stdout.readline()
+        written = context.Event()
+        writer = context.Process(target=write_on_and_on, args=(tmp_path, written))
+        writer.start()
+        assert written.wait(600)
         time.sleep(delay)
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.wait()
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
         Path(f"{tmp_path / JOURNAL}.lock").unlink(missing_ok=True)  # else 15 s until it is broken
         assert len(load_study(make_sweep(), open_storage("journal", tmp_path)).trials) == 1
 

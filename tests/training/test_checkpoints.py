@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
+import multiprocessing
 import os
 import pickle
 import random
 import resource
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -156,30 +156,23 @@ def test_same_training_as_upstream(tmp_path: Path) -> None:
     assert_same(upstream.model.state_dict(), own.model.state_dict())
 
 
-WRITER = """
-import sys, torch
-from fairchem_piwsl.training.checkpoint_files import save_atomically
-i = 0
-while True:
-    i += 1
-    save_atomically({"i": i, "x": torch.full((300_000,), float(i))}, sys.argv[1])
-    print(i, flush=True)
-"""
+def write_on_and_on(path: Path, written: Any) -> None:
+    for i in itertools.count(1):
+        save_atomically({"i": i, "x": torch.full((300_000,), float(i))}, path)
+        written.set()
 
 
 def test_kill_while_writing_leaves_a_readable_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pt"
+    path, context = tmp_path / "checkpoint.pt", multiprocessing.get_context("fork")
     for delay in (0.001, 0.004, 0.009):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        assert writer.stdout is not None
-        writer.stdout.readline()
+        written = context.Event()
+        writer = context.Process(target=write_on_and_on, args=(path, written))
+        writer.start()
+        assert written.wait(600)
         time.sleep(delay)
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.wait()
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
         state = read_torch_file(path)
         assert (state["x"] == state["i"]).all()
 
