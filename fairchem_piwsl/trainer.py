@@ -73,7 +73,8 @@ class PIWSLForcesTrainer(S2EFTrainer):
         s, at, index = self.piwsl, out.at, batch.batch
         # a share that grows is up to the balance, which would measure a growing weight away
         ramp = 1.0 if s.weak_share else s.ramp(self.step)
-        unit = self._units.kcal_per_output
+        squared = any(loss.get("energy", {}).get("fn") == "mse" for loss in self.config["loss_functions"])
+        unit = self._units.kcal_per_output ** (2 if squared else 1)  # that of the energy's loss
         if s.auto and any(name == "forces" and info["coefficient"] for name, info in self.loss_functions):
             labelled = ~batch.forces.isnan().any(-1)
             at = {point: losses.taught_by_labels(one, labelled) for point, one in at.items()}
@@ -142,6 +143,11 @@ class PIWSLForcesTrainer(S2EFTrainer):
             UserError: PITC needs the gradient of an energy that has none.
         """
         s = self.piwsl
+        if not self._units.fit_a_gradient and self._holds(forces_are_gradients):
+            logging.warning(
+                "dataset.train.transforms.normalizer has other widths for energy than for forces, but this model's "
+                "forces are the gradient of its energy: they will be a multiple of it. Give both the same stdev."
+            )
         if s.auto and s.weak_share and self._holds(forces_are_gradients):
             logging.info(
                 "optim.piwsl.auto: the model's forces are the gradient of its energy, so the weak terms have "

@@ -33,6 +33,14 @@ class PhysicalUnits:
             return self.kcal_per_label
         return self.kcal_per_label * self.normalizers["energy"].rmsd.reshape(())  # one entry in some files
 
+    @property
+    def fit_a_gradient(self) -> bool:
+        """Whether forces are in the energy's unit per Angstrom, in outputs as in labels."""
+        widths = [
+            float(self.normalizers[n].rmsd) if n in self.normalizers else 1.0 for n in ("energy", "forces")
+        ]
+        return widths[0] == widths[1]
+
     def prediction(self, outputs: Mapping[str, Tensor]) -> Prediction:
         """Outputs `energy` [B, 1] and `forces` [N, 3] in kcal/mol and kcal/mol/Angstrom."""
         energy, forces = _at_least_float(outputs["energy"]), _at_least_float(outputs["forces"])

@@ -178,6 +178,19 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
         loader.collate_fn = FillMissingLabels(loader.collate_fn, self.output_targets)
         return loader
 
+    def load_references_and_normalizers(self) -> None:
+        super().load_references_and_normalizers()
+        fitted = {"element_references": self.elementrefs, "normalizer": self.normalizers}
+        for kind, modules in fitted.items():
+            for name, values in modules.items():
+                numbers = [*values.buffers(), 1 / getattr(values, "rmsd", torch.ones(1))]
+                # labels would become NaN, which stands for missing ones
+                if not all(number.isfinite().all() for number in numbers):
+                    raise UserError(
+                        f"dataset.train.transforms.{kind} of '{name}' is NaN or has no width, as from a fit to labels "
+                        "that are missing or all equal; give numbers, or the files of `piwsl prepare`."
+                    )
+
     def load_loss(self) -> None:
         super().load_loss()
         for _, info in self.loss_functions:
@@ -187,6 +200,9 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
         optim = self.config["optim"]
         # the function of the schedule is for upstream's scheduler alone: checkpoints hold plain settings
         self.config["optim"] = with_schedule(optim, len(self.train_loader) if self.train_loader else 1)
+        if optim.get("scheduler") == "ReduceLROnPlateau":
+            lower = metrics.lower_is_better(self.evaluation_metrics["primary_metric"])
+            self.config["optim"] = {"mode": "min" if lower else "max", **optim}
         super().load_extras()
         self.config["optim"] = optim
         if self.ema is not None and self.config["optim"].get("ema_warmup"):

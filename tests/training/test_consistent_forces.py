@@ -40,6 +40,14 @@ def test_painn_with_its_own_gradient_forces():
     assert not answer(DIRECT["painn"], direct_forces=False)
 
 
+def test_heads_that_start_at_zero_are_no_gradient_of_each_other():
+    model = build(DIRECT["painn"], otf_graph=True)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    batch = batch_of(structures()[:1])
+    assert not forces_are_gradients(model, batch, SharedGraph(model), lambda m, batch: m(batch))
+
+
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("name", DIRECT)
 def test_models_whose_energy_can_be_differentiated(name, share):

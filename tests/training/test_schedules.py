@@ -99,3 +99,10 @@ def test_trainer_follows_the_cosine(tiny_data: Path, tmp_path: Path):
     ]  # fmt: skip
     assert rates(trainer) == pytest.approx([1e-3 * factor for factor in expected])
     assert "lr_lambda" not in trainer.config["optim"]
+
+
+@pytest.mark.parametrize(("primary", "mode"), [("forces_cosine_similarity", "max"), ("forces_rmse", "min")])
+def test_a_plateau_of_an_agreement_is_one_of_its_maximum(tiny_data, tmp_path, primary, mode):
+    config = make_config(tiny_data, tmp_path, scheduler="ReduceLROnPlateau")
+    config["evaluation_metrics"]["primary_metric"] = primary
+    assert make_trainer(config).scheduler.scheduler.mode == mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from conftest import (
     write_lmdb,
 )
 from helpers_trainer import CASE_D, EV, first_batch, forward_and_loss, separate_call, trainer_at_step
+
+from fairchem_piwsl.errors import UserError
 
 WEAK = {"c_pitc": 0.1, "c_pisc": 0.01, "c_wl": 0.1, "eps_max": 0.02}
 
@@ -81,6 +84,24 @@ def test_train_validate_predict(request, tmp_path, data, piwsl):
     predictions = trainer.predict(trainer.test_loader, disable_tqdm=True)
     assert len(predictions["energy"]) == len(predictions["ids"]) == 6
     assert np.isfinite(np.concatenate(predictions["forces"])).all()
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "element_references"])
+def test_a_fit_to_missing_labels_is_refused(nan_forces, tmp_path, kind):
+    """Its NaN would make every label one that is missing: the loss would be zero, and no error would show."""
+    targets: dict[str, Any] = {"normalizer": {"energy": {"mean": 0.0}}, "element_references": ["energy"]}
+    config = config_for(nan_forces, tmp_path)
+    config["dataset"]["train"]["transforms"] = {kind: {"fit": {"targets": targets[kind], "batch_size": 4}}}
+    with pytest.raises(UserError, match=rf"transforms\.{kind} of 'energy' is NaN"):
+        make_trainer(config)
+
+
+def test_a_normaliser_without_width_is_refused(energy_only, tmp_path):
+    config = config_for(energy_only, tmp_path)
+    np.savez(tmp_path / "equal.npz", mean=0.0, std=0.0, rmsd=0.0)
+    config["dataset"]["train"]["transforms"]["normalizer"]["energy"] = {"file": str(tmp_path / "equal.npz")}
+    with pytest.raises(UserError, match=r"transforms\.normalizer of 'energy' .* has no width"):
+        make_trainer(config)
 
 
 @pytest.mark.parametrize("piwsl", [None, WEAK], ids=["plain", "weak"])

@@ -66,12 +66,15 @@ def write_data(folder: Path, unit: float, references: bool) -> None:
         write_lmdb(folder / f"{split}.lmdb", data)
 
 
-def terms(folder: Path, unit: str, stdev: float | None, mean: float, references: bool, **piwsl: Any) -> dict:
-    """Raw and weighted terms of one step; stdev and mean of the normaliser in eV."""
+def terms(
+    folder: Path, unit: str, stdev: float | None, mean: float, references: bool, fn: str = "mae", **piwsl: Any
+) -> dict:
+    """Raw and weighted terms of one step; stdev and mean of the normaliser in eV, the loss `fn` of energies."""
     folder.mkdir()
     size = UNITS[unit]
     write_data(folder, size, references)
     config = make_config(folder, folder, piwsl={**ALL_TERMS, "energy_unit": unit, **piwsl})
+    config["loss_functions"][0]["energy"]["fn"] = fn
     transforms: dict[str, Any] = {}
     if stdev is not None:
         transforms["normalizer"] = {
@@ -121,12 +124,14 @@ def test_weak_terms_are_in_kcal_per_mol_whatever_the_labels_are_in(tmp_path, in_
         assert found[name].item() == pytest.approx(in_ev[name].item(), rel=1e-4), name
 
 
+@pytest.mark.parametrize("fn", ["mae", "mse"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_ratio_of_weak_terms_to_the_supervised_energy_is_fixed(tmp_path, in_ev, variant):
-    found = terms(tmp_path / "data", *VARIANTS[variant])
+def test_ratio_of_weak_terms_to_the_supervised_energy_is_fixed(tmp_path, variant, fn):
+    found = terms(tmp_path / "data", *VARIANTS[variant], fn=fn)
+    paper = terms(tmp_path / "paper", *VARIANTS["kcal/mol"], fn=fn)
     for name in ("pitc", "pisc", "wl"):
         ratio = (found[f"weighted_{name}"] / found["weighted_energy"]).item()
-        expected = (in_ev[f"weighted_{name}"] / in_ev["weighted_energy"]).item()
+        expected = (paper[f"weighted_{name}"] / paper["weighted_energy"]).item()
         assert ratio == pytest.approx(expected, rel=1e-4), name
 
 
@@ -177,3 +182,17 @@ def test_weak_terms_keep_their_digits_beside_large_totals(tmp_path):
         tmp_path / "plain", "eV", units.kcal / units.mol, 0.0, False, eps_max=1e-3, magnitude="fixed"
     )
     assert found["loss_pitc"].item() == pytest.approx(plain["loss_pitc"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "stdev", "warns"), [("schnet", 3, True), ("painn", 3, False), ("schnet", None, False)]
+)
+def test_forces_that_are_a_gradient_have_its_unit(tiny_data, tmp_path, caplog, model, stdev, warns):
+    """Two widths make F a multiple of -dE/dr."""
+    config = make_config(tiny_data, tmp_path, model)
+    if stdev:
+        config["dataset"]["train"]["transforms"]["normalizer"]["energy"] = {"mean": 0.0, "stdev": stdev}
+    trainer = make_trainer(config)
+    caplog.clear()
+    trainer.settle()
+    assert ("other widths for energy than for forces" in caplog.text) == warns
