@@ -64,7 +64,7 @@ def whole_curves(sizes: Sizes, error: str) -> dict[int, dict[int, float]]:
 def worth(results: Results, pattern: str = "*") -> str:
     """How many times the labels the baselines need for the errors of `auto`: a column for each size that it had.
 
-    Of each seed the baseline that needs the fewest, then the geometric mean with its 95 % interval; `>` and `<` where
+    Of each seed the baseline that needs the fewest among those with as small a size, then the geometric mean with its 95 % interval; `>` and `<` where
     a seed has left the sizes of the baselines, whose last one is taken.
     """
     found = {d: methods for d, methods in size_families(results, pattern).items() if "auto" in methods}
@@ -82,7 +82,7 @@ def _times(errors: Mapping[int, float], curves: list[dict[int, dict[int, float]]
     """`1.6 [1.2, 2.1]`: labels that baselines need for errors by seed, over those `n` that they were reached with."""
     factors, sign = [], ""
     for seed, error in errors.items():
-        rivals = [by_seed_curves[seed] for by_seed_curves in curves if seed in by_seed_curves]
+        rivals = [of_seed[seed] for of_seed in curves if min(of_seed.get(seed, [math.inf])) <= n]
         if rivals:
             needed = min(labels_for(curve, error) for curve in rivals)
             known = sorted(size for curve in rivals for size in curve)
