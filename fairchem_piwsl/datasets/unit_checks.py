@@ -48,6 +48,7 @@ _TORQUE = 0.1
 class Findings:
     """What the checks found, as sentences without a full stop."""
 
+    remedy: str  # of what is wrong, beside a correction of the file
     wrong: list[str] = field(default_factory=list)  # certain
     doubts: list[str] = field(default_factory=list)
     fits: list[str] = field(default_factory=list)
@@ -65,7 +66,7 @@ def check_units(
         trust: turn refusals into warnings.
         remedy: how the right units are given.
     """
-    findings = Findings()
+    findings = Findings(remedy)
     samples = [sample for records in splits.values() for sample in records.samples]
     train = splits["train"]
     _lengths(np.concatenate([records.bond_ratio for records in splits.values()]), labels, findings)
@@ -74,7 +75,7 @@ def check_units(
     if findings.wrong and not trust:
         raise UserError(
             f"The labels do not fit {labels.units} (forces in {labels.of_forces}, lengths in {labels.length_units}): "
-            f"{'; '.join(findings.wrong)}. {remedy}, or correct the file (--trust-units keeps them)."
+            f"{'; '.join(findings.wrong)}. {findings.remedy}, or correct the file (--trust-units keeps them)."
         )
     notes = []
     if findings.fits:
@@ -135,6 +136,7 @@ def _forces(
             "the forces turn the molecules, so positions and forces differ in orientation (Gaussian's standard one, "
             "for example) or in the order of the atoms"
         )
+        findings.remedy = "Give both as they stand in one calculation"
         return
     stretch = hydrogen_stretch(samples)
     if stretch is not None:

@@ -42,8 +42,10 @@ def test_rmd17_aspirin_has_a_data_set_of_its_own(tmp_path, monkeypatch):
         files[name] = tmp_path / f"{name}.npz"
         positions = np.random.default_rng(len(values)).normal(0, 0.05, (len(values), 4, 3))
         positions += [[0, 0, 0], [0, 0, 1.2], [0, 0.95, -0.6], [0, -0.95, -0.6]]
-        forces = np.random.default_rng(0).normal(0, 10, positions.shape)
-        arrays = {"coords": positions, "energies": values, "forces": forces - forces.mean(1, keepdims=True)}
+        apart = positions[:, :, None] - positions[:, None]  # forces along these turn nothing
+        strength = np.random.default_rng(0).normal(0, 10, apart.shape[:3])
+        forces = ((strength + strength.transpose(0, 2, 1))[..., None] * apart).sum(2)
+        arrays = {"coords": positions, "energies": values, "forces": forces}
         np.savez(files[name], nuclear_charges=[6, 8, 1, 1], **arrays)
     monkeypatch.setattr(rmd17_aspirin, "DATA", tmp_path / "out")
     for _ in range(2):  # a second run goes on with what the first one wrote
