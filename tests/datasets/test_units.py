@@ -194,7 +194,7 @@ def test_forces_of_another_orientation_or_order_of_the_atoms(tmp_path, what):
             forces = forces[::-1]
         atoms.calc = SinglePointCalculator(atoms, energy=atoms.calc.results["energy"], forces=forces)
     path = save(tmp_path / "a.extxyz", frames)
-    with pytest.raises(UserError, match="forces turn the molecules.* Give both as they stand"):
+    with pytest.raises(UserError, match=r"forces turn the molecules.* Give both as they stand"):
         prepare([path], tmp_path / "out", **SMALL)
 
 
