@@ -42,7 +42,7 @@ def sensitivity(results: Mapping[str, Any], path: Path) -> Path | None:
                 star = _star(_ticks(runs), _chosen(results, data) if k == orders[-1] else None)
                 _panel(axes, members, _ticks(runs), error, limits, star)
                 axes.set_title(f"{data.replace('_', ' ')}, k = {k:g}: {TITLES[error]}")
-        note = "colours share their limits for each error; bold: best of a panel; star: where auto ended; grey: not run"
+        note = "colours share their limits for each error; bold: best of a panel; star: where auto_displaced ended"
         fig.suptitle(note, fontsize=10)
         return figures.save(fig, path)
 
