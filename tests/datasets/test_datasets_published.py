@@ -357,11 +357,13 @@ def test_wrong_files_and_options(tmp_path):
     refused("--train 0 leaves nothing to train on", "tio2", tmp_path, train=0)
 
 
-def test_a_broken_member_of_an_archive_is_named(tmp_path):
+@pytest.mark.parametrize("content", [b"# total energy = -1 eV\n\nCRYSTAL\nPRIMVEC\n1 0 0\n", b"# \xe5\n"])
+@pytest.mark.parametrize("given", [".", "*.xsf"])
+def test_a_broken_xsf_file_is_named(tmp_path, given, content):
     write_xsf_folder(tmp_path / "x", 20)
-    (tmp_path / "x/structure3.xsf").write_text("# total energy = -1 eV\n\nCRYSTAL\nPRIMVEC\n1 0 0\n")
-    with pytest.raises(UserError, match=r"structure3\.xsf"):
-        prepare_published("tio2", [tmp_path / "x"], tmp_path / "out", train=10, val=2, quiet=True)
+    (tmp_path / "x/structure3.xsf").write_bytes(content)
+    with pytest.raises(UserError, match=r"/x/structure3\.xsf\b(?!/)"):
+        prepare_published("tio2", [tmp_path / "x" / given], tmp_path / "out", train=10, val=2, quiet=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -20,16 +20,17 @@ class XsfSource:
         self.path = path
         self.name = path.name
         self.paths = sorted(path.rglob("*.xsf")) if path.is_dir() else [path]
+        self._in_archive = not path.is_dir() and path.suffix != ".xsf"
+        #: names of members count from here
+        self._root = path if path.is_dir() or self._in_archive else path.parent
 
     @cached_property
     def _members(self) -> list[str]:
-        if self.path.is_dir():
-            names = [str(p.relative_to(self.path)) for p in self.paths]
-        elif self.path.suffix == ".xsf":
-            names = [self.path.name]
-        else:
+        if self._in_archive:
             with broken(self.path), tarfile.open(self.path) as archive:
                 names = [m.name for m in archive if m.isfile() and m.name.endswith(".xsf")]
+        else:
+            names = [str(p.relative_to(self._root)) for p in self.paths]
         names = [name for name in names if not Path(name).name.startswith(".")]
         if not names:
             raise UserError(f"{self.path} holds no .xsf files; give the archive or folder as published.")
@@ -42,26 +43,24 @@ class XsfSource:
         wanted = [self._members[i] for i in indices]
         above = os.path.commonpath([os.path.dirname(name) for name in self._members])
         for name, text in self._texts(wanted):
-            where = self.path / name if self.path.is_dir() else Path(f"{self.path}/{name}")
-            frames = read_xsf(text, where)
+            frames = read_xsf(text, self._root / name)
             yield to_structure(frames[0], os.path.relpath(name, above or "."), LabelOptions())
 
     def _texts(self, names: list[str]) -> Iterator[tuple[str, str]]:
-        if self.path.is_dir():
+        if not self._in_archive:
             for name in names:
-                with broken(self.path / name):
-                    text = (self.path / name).read_text(encoding="utf-8")
+                with broken(self._root / name):
+                    text = (self._root / name).read_text(encoding="utf-8")
                 yield name, text
-        elif self.path.suffix == ".xsf":
-            yield self.path.name, self.path.read_text(encoding="utf-8")
-        else:  # one pass over the archive: going back in a compressed file means starting again
-            texts, wanted = {}, set(names)
-            with broken(self.path), tarfile.open(self.path) as archive:
-                for member in archive:
-                    file = archive.extractfile(member) if member.name in wanted else None
-                    if file is not None:
-                        texts[member.name] = file.read().decode("utf-8")
-            yield from ((name, texts[name]) for name in names)
+            return
+        # one pass over the archive: going back in a compressed file means starting again
+        texts, wanted = {}, set(names)
+        with broken(self.path), tarfile.open(self.path) as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.name in wanted else None
+                if file is not None:
+                    texts[member.name] = file.read().decode("utf-8")
+        yield from ((name, texts[name]) for name in names)
 
 
 def natural_order(name: str | Path) -> list[tuple[int, str]]:
