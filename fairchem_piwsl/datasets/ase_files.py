@@ -1,5 +1,6 @@
 """Count and read frames of the file types that ASE knows, naming file and frame when one is broken."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -75,9 +76,8 @@ class ExtxyzReader:
                 return
 
     def _blocks(self, path: Path, keep: Callable[[int], bool]) -> Iterator[tuple[int, str]]:
-        frame = 0
         with broken(path), open_with_compression(str(path)) as file:
-            while True:
+            for frame in itertools.count():
                 with broken(path, frame):
                     head = file.readline()
                     if not head.strip():
@@ -85,14 +85,10 @@ class ExtxyzReader:
                         if rest:
                             raise ValueError("an empty line where a number of atoms should be")
                         return
-                    lines = [head]
-                    for _ in range(int(head) + 1):
-                        line = file.readline()
-                        if not line:
-                            raise ValueError(f"it ends after {len(lines)} of {int(head) + 2} lines")
-                        lines.append(line)
+                    lines = [head, *itertools.islice(file, int(head) + 1)]
+                    if len(lines) < int(head) + 2:
+                        raise ValueError(f"it ends after {len(lines)} of {int(head) + 2} lines")
                 yield frame, "".join(lines) if keep(frame) else ""
-                frame += 1
 
 
 class IndexedReader:
@@ -133,17 +129,13 @@ class AnyReader:
     """Everything else that `ase.io.iread` takes."""
 
     def _all(self, path: Path) -> Iterator[tuple[int, Atoms]]:
-        images: Iterator[Atoms] = iter(())
-        with broken(path):
-            images = iread(str(path), index=":")
-        frame = 0
-        while True:
+        images = iread(str(path), index=":")
+        for frame in itertools.count():
             with broken(path, frame):
                 atoms = next(images, None)
             if atoms is None:
                 return
             yield frame, atoms
-            frame += 1
 
     def count(self, path: Path) -> int:
         return sum(1 for _ in self._all(path))

@@ -8,6 +8,7 @@ import contextlib
 import glob
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,21 +47,19 @@ class AseSource:
         self.options = options
         with ase_files.broken(path):
             self.reader = ase_files.reader_for(_file_type(path))
-        self._count: int | None = None
+
+    @cached_property
+    def _numbers(self) -> range:
+        """Numbers in the file of the frames in the slice."""
+        return range(self.reader.count(self.path))[self.frames]
 
     def count(self) -> int:
-        if self._count is None:
-            self._count = self.reader.count(self.path)
-        return len(range(self._count)[self.frames])
+        return len(self._numbers)
 
     def read(self, indices: Sequence[int]) -> Iterator[Labelled]:
-        self.count()
-        assert self._count is not None
-        frames = range(self._count)[self.frames]
-        wanted = [frames[i] for i in indices]
-        ordered = sorted(wanted)
-        if wanted != ordered:  # a slice with a negative step
-            return iter(list(self._read(ordered))[::-1])
+        wanted = [self._numbers[i] for i in indices]
+        if self._numbers.step < 0:
+            return reversed(list(self._read(wanted[::-1])))
         return self._read(wanted)
 
     def _read(self, frames: Sequence[int]) -> Iterator[Labelled]:
