@@ -1,22 +1,24 @@
 """Checkpoints of fairchem 1.10, whoever trained them, as potentials."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from ase import Atoms
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import setup_imports, update_config
+from torch import Tensor
 
 from fairchem_piwsl.analysis.potential import Potential, check_weights, fitting, quiet, seeded
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.structures import to_batch
+from fairchem_piwsl.training.checkpoint_files import copy_averaged_weights, read_checkpoint
+from fairchem_piwsl.training.cpu_speed import full_speed
 from fairchem_piwsl.training.precision import default_dtype
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
 
 @dataclass
@@ -46,8 +48,6 @@ class Fairchem1Potential(Potential):
 
     def _forward(self, batch: Any, grad: bool = False) -> dict[str, Tensor]:
         """Denormalised outputs in float64."""
-        import torch
-
         with seeded(self.trainer.device), torch.set_grad_enabled(grad), default_dtype(self.dtype):
             try:
                 outputs = self.trainer._forward(batch)
@@ -68,9 +68,6 @@ class Fairchem1Potential(Potential):
 
 def load(path: Path, name: str, cpu: bool, dtype: Any, gradient_forces: bool, ema: bool) -> Potential:
     """What `load_potential` does where fairchem 1.10 is installed."""
-    from fairchem_piwsl.training.checkpoint_files import copy_averaged_weights, read_checkpoint
-    from fairchem_piwsl.training.cpu_speed import full_speed
-
     state = read_checkpoint(path, key="checkpoint")
     config = _current_layout(path, state["config"])
     outputs = config["outputs"]
@@ -95,16 +92,12 @@ def load(path: Path, name: str, cpu: bool, dtype: Any, gradient_forces: bool, em
     if trainer.cpu:
         full_speed()
     if gradient_forces:
-        from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
-
         differentiate_edge_frames(trainer.model)
     return Fairchem1Potential(name, path, state["config"], dtype, gradient_forces, trainer)
 
 
 def _current_layout(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's config in the layout of fairchem 1.10, with neighbours found on the fly."""
-    from fairchem.core.common.utils import update_config
-
     current = copy.deepcopy(dict(config))
     try:
         if "model_attributes" in current:  # the layout of ocpmodels before 2.0
@@ -122,9 +115,6 @@ def _current_layout(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_trainer(path: Path, config: dict[str, Any], cpu: bool) -> Any:
     """Upstream's trainer in inference mode, as its calculator builds it."""
-    from fairchem.core.common.registry import registry
-    from fairchem.core.common.utils import setup_imports
-
     setup_imports()
     name = config["model"].get("name")
     try:

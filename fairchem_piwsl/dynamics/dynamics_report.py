@@ -16,6 +16,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
 from fairchem_piwsl.analysis import figures
+from fairchem_piwsl.analysis.potential import file_digest, load_potential
 from fairchem_piwsl.analysis.reference_calculators import NAMES, reference_calculator
 from fairchem_piwsl.datasets.read import read_labelled, read_structure
 from fairchem_piwsl.dynamics import stability
@@ -163,8 +164,6 @@ def _engine(
     """Name, identity by content, so that a moved checkpoint can continue its run, and a maker of calculators."""
     if calculator is not None:
         return NAMES[calculator], calculator, lambda: reference_calculator(calculator)
-    from fairchem_piwsl.analysis.potential import file_digest, load_potential
-
     assert checkpoint is not None
     potential = load_potential(checkpoint, **load_options)
     digest = file_digest(checkpoint)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fairchem.core.common.utils import update_config
+
 from fairchem_piwsl.config import entries
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training.checkpoint_files import load_weights, no_training_state, read_checkpoint
@@ -136,8 +138,6 @@ def _is_loaded(difference: str) -> bool:
 
 def _as_in_checkpoint(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as fairchem's trainer stores it, data sets apart and old layouts translated."""
-    from fairchem.core.common.utils import update_config
-
     stored = copy.deepcopy({key: value for key, value in config.items() if key != "dataset"})
     data = by_split(config.get("dataset"))
     stored["dataset"] = copy.deepcopy(data.get("train") or {})

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from fairchem.core import _cli
+from fairchem.core.common import distutils
+from fairchem.core.common.utils import new_trainer_context
 from submitit.helpers import DelayedSubmission
 
-import fairchem_piwsl.trainer  # noqa: F401  registers `piwsl_forces` wherever a job is unpickled
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.jobs.resuming import check_same_run, own_checkpoint
 from fairchem_piwsl.jobs.signals import handled
@@ -40,9 +41,6 @@ class Runner(_cli.Runner):
             The `timestamp_id` of a run that a signal has asked to end, None for all others. It is at its end where
             the signal came during the last validation.
         """
-        from fairchem.core.common import distutils
-        from fairchem.core.common.utils import new_trainer_context
-
         config = prepare(config)
         signals = _Signals()
         trainer: Any = None
@@ -110,8 +108,6 @@ def join_ranks(world_size: int) -> int:
 
     Ranks come from `srun` (submitit uses it too), from torch's elastic launcher, or there is only one.
     """
-    from fairchem.core.common import distutils
-
     environment = os.environ
     tasks = rank_count(1)
     if tasks > 1:

@@ -28,6 +28,7 @@ from fairchem_piwsl.training.checkpoint_files import (
     read_checkpoint,
 )
 from fairchem_piwsl.training.precision import default_dtype
+from fairchem_piwsl.training.preflight import build_model
 from fairchem_piwsl.units import ENERGY_UNITS
 
 
@@ -100,8 +101,6 @@ def write_model(model: nn.Module, path: str | Path, references: np.ndarray, scal
 
 def export(checkpoint: str | Path, path: str | Path) -> None:
     """Write the MACE model of a fairchem checkpoint, with its averaged weights, as a `.model` file in eV."""
-    from fairchem_piwsl.training.preflight import build_model
-
     content = read_checkpoint(checkpoint, key="piwsl mace export")
     model: Any = build_model(content["config"]["model"])
     load_weights(model, content, checkpoint, key="piwsl mace export")

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fairchem_piwsl.analysis.error_metrics import TITLES, energy_units
+from fairchem_piwsl.analysis.evaluate import evaluate
+from fairchem_piwsl.analysis.potential import file_digest
+from fairchem_piwsl.datasets.readers import split_slice
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.files import file_name, plain, write_result
 from fairchem_piwsl.report import page, printed_results, report_figures
@@ -142,10 +145,6 @@ def _evaluate(
     runs: Sequence[Run], data: str | Path, folder: Path, load_options: dict[str, Any]
 ) -> list[Path]:
     """JSON files of each checkpoint's test errors; one that is there for `data` and these options is used again."""
-    from fairchem_piwsl.analysis.evaluate import evaluate
-    from fairchem_piwsl.analysis.potential import file_digest
-    from fairchem_piwsl.datasets.readers import split_slice
-
     text, frames = split_slice(str(data))
     source = Path(text)
     chosen = "" if frames == slice(None) else f"_{frames}"

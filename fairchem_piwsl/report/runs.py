@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 from fairchem_piwsl.analysis.inference_checkpoints import FILE
 from fairchem_piwsl.analysis.run_configs import run_config, settings_of
+from fairchem_piwsl.datasets import ase_lmdb
+from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.report.curves import Curve, read_curves
+from fairchem_piwsl.training.checkpoint_files import read_checkpoint
 
 SEED = re.compile(r"seed[-_]?\d+")
 
@@ -80,8 +85,6 @@ def _progress(checkpoint: Path) -> tuple[bool, int]:
 
 
 def _read_config(checkpoint: Path) -> dict[str, Any]:
-    from fairchem_piwsl.training.checkpoint_files import read_checkpoint
-
     return run_config(checkpoint) if checkpoint.name == FILE else read_checkpoint(checkpoint)["config"]
 
 
@@ -199,11 +202,6 @@ def _near(source: str, checkpoint: Path) -> str:
 
 def _length(source: str) -> int | None:
     """Number of structures of the training set, where it is an LMDB that is still there."""
-    import lmdb
-
-    from fairchem_piwsl.datasets import ase_lmdb
-    from fairchem_piwsl.datasets.lmdb_checks import number_of_structures
-
     try:
         if source.endswith(".aselmdb"):
             with ase_lmdb.opened(Path(source)) as rows:

@@ -17,6 +17,9 @@ from fairchem_piwsl.jobs.slurm import need_commands
 from fairchem_piwsl.kinds import did_you_mean, metric_name
 from fairchem_piwsl.sweeps.space import extremes
 from fairchem_piwsl.sweeps.sweep_file import TRAINING, Sweep
+from fairchem_piwsl.training.config_layout import COMMAND_LINE
+from fairchem_piwsl.training.metrics import ROOT_MEAN_SQUARES
+from fairchem_piwsl.training.preflight import check_config
 
 EXECUTORS = ("local", "slurm", "debug")
 
@@ -66,8 +69,6 @@ def load_function(name: str, folder: str) -> Callable[..., Any]:
 def check_trials(sweep: Sweep) -> None:
     """Raise for trials that could not run: keys that others set, the function, or for trainings the metrics of the
     objective, the config of the first trial and of those at the edges of the search space."""
-    from fairchem_piwsl.training.config_layout import COMMAND_LINE
-
     others = COMMAND_LINE.keys() - {"print_every"}
     for key in (*sweep.set, *(p.key for p in sweep.space if p.key != "seed")):
         if key in others:
@@ -78,8 +79,6 @@ def check_trials(sweep: Sweep) -> None:
     load_function(sweep.function, os.getcwd())
     if sweep.function != TRAINING:
         return
-    from fairchem_piwsl.training.preflight import check_config
-
     check_config(sweep.base)
     _check_metrics(sweep.objective.metrics, sweep.base)
     logging.disable(logging.WARNING)  # all there is to say has been said once
@@ -97,8 +96,6 @@ def check_trials(sweep: Sweep) -> None:
 
 def _check_metrics(metrics: list[str], base: Mapping[str, Any]) -> None:
     """Raise for a metric that the validation of this config will not report."""
-    from fairchem_piwsl.training.metrics import ROOT_MEAN_SQUARES
-
     listed = get_value(base, "evaluation_metrics.metrics")
     if not isinstance(listed, Mapping):
         return  # upstream's defaults, which depend on the task

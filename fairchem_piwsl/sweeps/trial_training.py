@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
+from fairchem.core.common import distutils
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import new_trainer_context, setup_imports
 
 from fairchem_piwsl.config import with_values
 from fairchem_piwsl.errors import DivergedError, UserError, in_words
 from fairchem_piwsl.jobs.command_line import parser, with_flags
 from fairchem_piwsl.sweeps.storage import cut_torn_line
 from fairchem_piwsl.sweeps.sweep_file import Objective, Sweep
-from fairchem_piwsl.training.checkpoints import Preempted
+from fairchem_piwsl.training.checkpoints import Preempted, ResumableMixin, close_datasets
 
 
 class Reporter:
@@ -130,13 +134,6 @@ def trial_config(sweep: Sweep, values: Mapping[str, Any], run_dir: Path, run: st
 
 def train_trial(config: Mapping[str, Any], reporter: Reporter) -> None:
     """Train `config`, reporting each validation; continues from the run's checkpoint where there is one."""
-    from fairchem.core.common import distutils
-    from fairchem.core.common.registry import registry
-    from fairchem.core.common.utils import new_trainer_context, setup_imports
-
-    import fairchem_piwsl.trainer  # noqa: F401  registers its trainer
-    from fairchem_piwsl.training.checkpoints import close_datasets
-
     gc.collect()  # a trainer that failed while it was made may still hold its data
     setup_imports()
     name = config.get("trainer", "ocp")
@@ -166,8 +163,6 @@ def train_trial(config: Mapping[str, Any], reporter: Reporter) -> None:
 
 def _reporting(kind: Any, reporter: Reporter) -> type:
     """The trainer class with checkpoints between steps and a report of every validation."""
-    from fairchem_piwsl.training.checkpoints import ResumableMixin
-
     bases = (kind,) if issubclass(kind, ResumableMixin) else (ResumableMixin, kind)
     base: Any = type("ResumableTrainer", bases, {})
 
@@ -186,9 +181,6 @@ def _reporting(kind: Any, reporter: Reporter) -> type:
 
 def _clean_up() -> None:
     """Leave nothing of one trial to the next in the same process."""
-    import torch
-    from fairchem.core.common import distutils
-
     distutils.cleanup()
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:

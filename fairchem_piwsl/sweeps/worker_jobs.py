@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+import torch
 from submitit.core.utils import FailedSubmissionError
 
 from fairchem_piwsl.errors import UserError, in_words
@@ -135,8 +136,6 @@ def queued(jobs: list[str]) -> list[str]:
 
 def visible_gpus() -> list[int]:
     """Numbers of the GPUs that this process may use, as submitit wants them."""
-    import torch
-
     listed, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     if not listed or not count:
         return list(range(count))

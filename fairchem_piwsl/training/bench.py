@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from fairchem.core.common.utils import setup_imports
+from rich.progress import track
+from rich.table import Table
 from torch import Tensor
 from torch_geometric.data import Batch
 
@@ -150,8 +152,6 @@ def _measure(
     variants: Mapping[str, Variant], rounds: int, warmup: int
 ) -> dict[str, tuple[list[float], dict[str, float]]]:
     """Seconds of every step of each variant, and what one further step says of its memory and its kernels."""
-    from rich.progress import track
-
     device = variants["piwsl"].trainer.device
     for variant in variants.values():
         for _ in range(warmup):
@@ -219,10 +219,8 @@ def _device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
 
 
-def render(result: Mapping[str, Any]) -> Any:
+def render(result: Mapping[str, Any]) -> Table:
     """The measurement as a table."""
-    from rich.table import Table
-
     table = Table(
         title=f"{result['model']}: {result['structures']} structures, {result['atoms']} atoms, "
         f"{result['configurations']} configurations; {result['device']}",

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 
 @contextmanager
 def default_dtype(dtype: Any) -> Iterator[None]:
     """Constants that a model creates on the way get the dtype of its weights."""
-    import torch
-
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -21,8 +21,6 @@ def default_dtype(dtype: Any) -> Iterator[None]:
 
 def in_double(model: Any) -> Any:
     """A copy of a model (`nn.Module`) in double precision, with tensors and types that it keeps as attributes."""
-    import torch
-
     twin = copy.deepcopy(model).double()
     for module in twin.modules():
         for name, value in vars(module).items():

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fairchem.core import _cli
+from fairchem.core.common import distutils
+from fairchem.core.trainers.base_trainer import BaseTrainer
+
 
 def run_name(suffix: str | None = None) -> str:
     """A name for a run that starts now: date and time to the microsecond, and a suffix."""
@@ -19,8 +23,6 @@ def exact_timestamps() -> Iterator[None]:
     It sends the time through a float32, which takes steps of 128 s: runs that start within one of them share a
     folder, and the second goes on from the checkpoint of the first.
     """
-    from fairchem.core.common import distutils
-    from fairchem.core.trainers.base_trainer import BaseTrainer
 
     def get_timestamp(device: Any, suffix: str | None) -> str:
         names = [run_name(suffix)]
@@ -41,6 +43,4 @@ def send_jobs_with(runner: type) -> None:
     Its own is unpickled on a worker without the plugin. This lasts as long as the process: the jobs that it sends
     outlive any block.
     """
-    from fairchem.core import _cli
-
     _cli.Runner = runner

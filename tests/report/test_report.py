@@ -548,7 +548,7 @@ def test_report_has_the_errors_of_its_own_data_and_options(source, tmp_path, mon
         entries = result["sections"][0]["entries"]
         return next(entry["mean"] for entry in entries if entry["quantity"] == "energy_rmse")
 
-    monkeypatch.setattr("fairchem_piwsl.analysis.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("fairchem_piwsl.report.report.evaluate", evaluate)
     assert [error("a.xyz"), error("b.xyz"), error("a.xyz")] == [1.0, 2.0, 1.0]
     assert [error("a.xyz", gradient_forces=True), error("a.xyz")] == [11.0, 1.0]
 
