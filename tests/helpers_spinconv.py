@@ -28,7 +28,7 @@ from fairchem_piwsl.models.sphere import sphere_coordinates
 class StraightforwardSpinConv(fast.SpinConv):
     """SpinConv with spheres on a grid; parameters and results are those of `SpinConv`."""
 
-    def _outputs(self, data: Any) -> tuple[Tensor, Tensor]:
+    def _outputs(self, data: Any) -> dict[str, Tensor]:
         graph = self.generate_graph(data)
         source, target = graph.edge_index
         number = data.atomic_numbers.long()
@@ -69,7 +69,7 @@ class StraightforwardSpinConv(fast.SpinConv):
                 x = block.block2(F.silu(block.block1(x, number, number)), number, number)
                 along.append(x[:, 0])
             forces = forces + torch.einsum("nij,ni->nj", rotation[:, r], torch.stack(along, dim=1))
-        return energy, forces / self.num_rand_rotations
+        return {"energy": energy, "forces": forces / self.num_rand_rotations}
 
     def _splat(
         self, neighbour: Tensor, sphere: Tensor, frames: Tensor, unit: Tensor

@@ -12,13 +12,17 @@ from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.upstream.edge_frames import differentiate_edge_frames
 
 
-def energy_and_forces(energy_of: Callable[[Any], Tensor], data: Any) -> tuple[Tensor, Tensor]:
-    """Energies `[B]` of a batch and forces `[N, 3]` = -dE/d(pos).
+def energy_and_forces(
+    energy_of: Callable[[Any], Tensor], data: Any, with_forces: bool = True
+) -> dict[str, Tensor]:
+    """Outputs `energy` `[B]` of a batch and, if asked for, `forces` `[N, 3]` = -dE/d(pos).
 
     `energy_of` maps the batch to energies by way of `data.pos`. The batch is left as it came. Where the caller
     has gradients enabled the forces can be differentiated again (training); under `torch.no_grad` they cannot,
     which is cheaper.
     """
+    if not with_forces:
+        return {"energy": energy_of(data)}
     trainable = torch.is_grad_enabled()
     original = data.pos
     with torch.enable_grad():
@@ -29,7 +33,7 @@ def energy_and_forces(energy_of: Callable[[Any], Tensor], data: Any) -> tuple[Te
         finally:
             data.pos = original
         (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=trainable)
-    return (energy if trainable else energy.detach()), -gradient
+    return {"energy": energy if trainable else energy.detach(), "forces": -gradient}
 
 
 @registry.register_model("gradient_forces")
@@ -73,10 +77,7 @@ class GradientForces(nn.Module):
 
     def forward(self, data: Any) -> dict[str, Tensor]:
         """Energy `[B]` and forces `[N, 3]`."""
-        if not self.regress_forces:
-            return {"energy": self._energy(data)}
-        energy, forces = energy_and_forces(self._energy, data)
-        return {"energy": energy, "forces": forces}
+        return energy_and_forces(self._energy, data, self.regress_forces)
 
     def _energy(self, data: Any) -> Tensor:
         energy = self.model(data)["energy"]

@@ -100,7 +100,8 @@ class MACE(nn.Module, GraphModelMixin):
         make_copyable(self.mace)
         self.head = head_number(self.mace, head, "model.head")
         self.mace.atomic_energies_fn.atomic_energies.zero_()
-        self.mace.to(getattr(torch, dtype))
+        self._dtype = getattr(torch, dtype)
+        self.mace.to(self._dtype)
         for parameter in self.mace.parameters():
             parameter.requires_grad_()
         self.use_pbc = use_pbc
@@ -110,17 +111,13 @@ class MACE(nn.Module, GraphModelMixin):
         self.max_neighbors = max_neighbors
         self.cutoff = float(self.mace.r_max)
         self.ev_per_output = ev_per_output
-        self._dtype = getattr(torch, dtype)
         columns = torch.full((len(chemical_symbols),), -1)
         columns[self.mace.atomic_numbers] = torch.arange(len(self.mace.atomic_numbers))
         self.register_buffer("element_columns", columns, persistent=False)
 
     def forward(self, data: Any) -> dict[str, Tensor]:
         """Energy `[B]` in units of `ev_per_output`, forces `[N, 3]` in the same unit per Angstrom."""
-        if not self.regress_forces:
-            return {"energy": self._energy(data)}
-        energy, forces = energy_and_forces(self._energy, data)
-        return {"energy": energy, "forces": forces}
+        return energy_and_forces(self._energy, data, self.regress_forces)
 
     def _energy(self, data: Any) -> Tensor:
         graph = self.generate_graph(data)

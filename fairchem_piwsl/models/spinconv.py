@@ -137,15 +137,12 @@ class SpinConv(nn.Module, GraphModelMixin):
 
     def forward(self, data: Any) -> dict[str, Tensor]:
         """Energy `[B]` and, if asked for, forces `[N, 3]`."""
-        if not self.regress_forces:
-            return {"energy": self._outputs(data)[0]}
-        if self.force_estimator == "grad":
-            energy, forces = energy_and_forces(lambda batch: self._outputs(batch)[0], data)
-        else:
-            energy, forces = self._outputs(data)
-        return {"energy": energy, "forces": forces}
+        if self.draws_random_numbers:
+            return self._outputs(data)
+        return energy_and_forces(lambda batch: self._outputs(batch)["energy"], data, self.regress_forces)
 
-    def _outputs(self, data: Any) -> tuple[Tensor, Tensor]:
+    def _outputs(self, data: Any) -> dict[str, Tensor]:
+        """Energy, and forces where they are not its gradient."""
         graph = self.generate_graph(data)
         source, target = graph.edge_index
         number = data.atomic_numbers.long()
@@ -173,9 +170,9 @@ class SpinConv(nn.Module, GraphModelMixin):
         per_atom = per_atom / (self.max_neighbors / 2 + 1)
         per_atom = self.energyembeddingblock(per_atom, number, number).squeeze(-1)
         energy = per_atom.new_zeros(len(data.natoms)).index_add(0, data.batch, per_atom)
-        if self.draws_random_numbers:
-            return energy, self._random_forces(messages, unit, incoming, mask, number)
-        return energy, energy.new_empty(0, 3)
+        if not self.draws_random_numbers:
+            return {"energy": energy}
+        return {"energy": energy, "forces": self._random_forces(messages, unit, incoming, mask, number)}
 
     def _random_forces(
         self, messages: Tensor, unit: Tensor, incoming: Tensor, mask: Tensor, number: Tensor
