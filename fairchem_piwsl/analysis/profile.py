@@ -59,22 +59,20 @@ def bond_profile(
     initial = float(atoms.get_distance(*bond, mic=True))
     lengths = np.linspace(*bond_range, points)
     frames = [*stretched(atoms, bond, moving, lengths), atoms]
-    curves = {}
+    curves, reference_name = {}, None
     if reference is not None:
-        curves[NAMES.get(reference, reference)] = _by_calculator(reference, frames)
+        reference_name = NAMES[reference]
+        curves[reference_name] = _by_calculator(reference, frames)
     potentials = load_potentials(checkpoints or [], **load_options)
     for potential in potentials:
         curves[potential.name] = potential.predict(frames, batch_size)
     direction = atoms.get_distance(*bond, mic=True, vector=True) / initial
-    described = {}
-    for name, prediction in curves.items():
+    described: dict[str, dict[str, Any]] = {}
+    for name, prediction in curves.items():  # the reference first
         energy = (prediction.energy[:-1] - prediction.energy[-1]) * factor
-        along = [(force[moving] @ direction).sum() * factor for force in prediction.forces[:-1]]
-        described[name] = {"energy": energy, "force": np.array(along)}
-    for curve in described.values():
-        curve.update(
-            _measures(lengths, curve["energy"], curve["force"], described.get(NAMES.get(reference or "", "")))
-        )
+        along = np.array([(force[moving] @ direction).sum() * factor for force in prediction.forces[:-1]])
+        curve = described[name] = {"energy": energy, "force": along}
+        curve |= _measures(lengths, energy, along, described.get(reference_name or ""))
     result = {
         "command": "profile",
         "structure": str(structure),
@@ -85,7 +83,7 @@ def bond_profile(
         "initial_length": initial,
         "units": {"length": "Angstrom", "energy": energy_unit, "force": force_unit},
         "lengths": lengths,
-        "reference": NAMES[reference] if reference else None,
+        "reference": reference_name,
         "groups": seeds_of_one_run({potential.name: potential.config for potential in potentials}),
         "curves": described,
     }
