@@ -42,12 +42,12 @@ def length_unit(name: str, where: str = "--length-units") -> str:
     return _known(name, LENGTH_UNITS, where)
 
 
-def force_unit(name: str, where: str = "--force-units") -> str:
+def force_unit(name: str) -> str:
     """The spelling used here of a force unit, `<energy>/<length>`."""
     energy, _, length = name.rpartition("/")
     if not energy:
-        raise UserError(f"{where} {name} is no force: give energy and length, such as Hartree/Bohr.")
-    return f"{energy_unit(energy, where)}/{length_unit(length, where)}"
+        raise UserError(f"--force-units {name} is no force: give energy and length, such as Hartree/Bohr.")
+    return f"{energy_unit(energy, '--force-units')}/{length_unit(length, '--force-units')}"
 
 
 def force_in_ev_per_angstrom(name: str) -> float:

@@ -53,7 +53,6 @@ def error_table(
     forces_predicted: Sequence[np.ndarray],
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, Estimate]:
     """Errors in the unit of the input, each with a bootstrap interval over structures.
 
@@ -63,7 +62,7 @@ def error_table(
     """
     sums = _sums(energy, forces, energy_predicted, forces_predicted)
     n_structures = len(energy)
-    random, shares = np.random.default_rng(seed), np.full(n_structures, 1.0 / max(n_structures, 1))
+    random, shares = np.random.default_rng(0), np.full(n_structures, 1.0 / max(n_structures, 1))
     columns = np.stack([part for pair in sums.values() for part in pair], axis=1)
     # one draw at a time: all of them are 8 GB for a million structures
     draws = [random.multinomial(n_structures, shares) @ columns for _ in range(n_bootstrap)]

@@ -29,7 +29,6 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
-    "figure.constrained_layout.use": True,
     "savefig.dpi": 150,
 }
 

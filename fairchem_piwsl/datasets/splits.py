@@ -80,11 +80,10 @@ def _blocks(
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     ends = starts + sizes
     pools = [np.arange(s, e - v - t) for s, e, v, t in zip(starts, ends, val, test, strict=True)]
-    pool = np.concatenate(pools) if pools else np.zeros(0, int)
     blocks_val = [np.arange(e - v - t, e - t) for e, v, t in zip(ends, val, test, strict=True)]
     blocks_test = [np.arange(e - t, e) for e, t in zip(ends, test, strict=True)]
     return {
-        "train": rng.permutation(pool)[:n_train],
+        "train": rng.permutation(np.concatenate(pools))[:n_train],
         "val": np.concatenate(blocks_val),
         "test": np.concatenate(blocks_test),
     }

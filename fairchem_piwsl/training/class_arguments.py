@@ -83,10 +83,10 @@ def _kind(parameter: inspect.Parameter) -> AnyKind:
         kind: AnyKind = FROM_ANNOTATION[types.pop()]
     else:
         kind = FROM_ANNOTATION.get(type(default).__name__, ANYTHING)
-    if kind in (FROM_ANNOTATION["int"], FROM_ANNOTATION["float"]) and SIZES.fullmatch(parameter.name):
-        positive = default is parameter.empty or default is None or default > 0
-        if positive:
-            kind = whole(1) if kind == FROM_ANNOTATION["int"] else number(above=0)
+    sizes: dict[AnyKind, Kind] = {FROM_ANNOTATION["int"]: whole(1), FROM_ANNOTATION["float"]: number(above=0)}
+    has_size = kind in sizes and SIZES.fullmatch(parameter.name)
+    if has_size and (default in (parameter.empty, None) or default > 0):
+        kind = sizes[kind]
     return optional(kind) if default is None else kind
 
 
