@@ -37,7 +37,7 @@ class Format:
 FORMATS = {
     "lmdb": Format(
         LmdbWriter,
-        lambda out, result: summary.as_yaml(summary.dataset_block(out, list(result["splits"]))),
+        lambda out, result: summary.as_yaml(summary.dataset_block(out, result)),
         summary.config_lines,
         summary.usage,
         mixes_boundaries=False,

@@ -42,15 +42,13 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Refuse an output folder that holds something, unless it is a data set that may be replaced."""
     if out.is_file():
         raise UserError(f"--out {out} is a file; give another folder.")
-    if not out.is_dir() or not any(out.iterdir()):
-        check_output_folder(out)
-        return
-    if not overwrite:
+    is_filled = out.is_dir() and any(out.iterdir())
+    if is_filled and not overwrite:
         raise UserError(
             f"--out {out} already holds data; give another folder, or --overwrite to replace the data set."
         )
     foreign = sorted(name for path in out.rglob("*") if (name := _foreign(path, out)))
-    if foreign or finished(out) is None:
+    if foreign or (is_filled and finished(out) is None):
         what = f"{foreign[0]}, which is" if foreign else "files that are"
         raise UserError(
             f"--out {out} holds {what} not from piwsl prepare, so it is not replaced; give another folder."

@@ -61,7 +61,7 @@ def _range(values: np.ndarray) -> list[float] | None:
     return [float(values.min()), float(values.max())] if len(values) else None
 
 
-def dataset_block(out: Path, splits: list[str]) -> dict[str, Any]:
+def dataset_block(out: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """The `dataset:` block for an upstream config; paths as `out` was given.
 
     The normaliser of 1 kcal/mol lets network and losses work in kcal/mol, while predictions are in eV.
@@ -77,7 +77,7 @@ def dataset_block(out: Path, splits: list[str]) -> dict[str, Any]:
             },
         }
     }
-    for name in splits:
+    for name in result["splits"]:
         if name != "train":
             block[name] = {"format": "lmdb", "src": str(out / name / "data.lmdb")}
     return {"dataset": block}
@@ -85,7 +85,7 @@ def dataset_block(out: Path, splits: list[str]) -> dict[str, Any]:
 
 def config_lines(out: Path, result: Mapping[str, Any]) -> str:
     """YAML to paste into an upstream config: data set, outputs, metric, and the trainer with its weak losses."""
-    block = {**dataset_block(out, list(result["splits"])), "outputs": OUTPUTS}
+    block = {**dataset_block(out, result), "outputs": OUTPUTS}
     if has_energies_alone(result):
         block["evaluation_metrics"] = {"primary_metric": "energy_rmse"}
     return as_yaml(with_method(block, "auto"))
