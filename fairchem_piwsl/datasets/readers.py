@@ -46,12 +46,18 @@ class AseSource:
         self.frames = frames
         self.options = options
         with ase_files.broken(path):
-            self.reader = ase_files.reader_for(_file_type(path))
+            self.file_type = _file_type(path)
+        self.reader = ase_files.reader_for(self.file_type)
 
     @cached_property
     def _numbers(self) -> range:
         """Numbers in the file of the frames in the slice."""
-        return range(self.reader.count(self.path))[self.frames]
+        count = self.reader.count(self.path)
+        if not count:  # some of ASE's parsers find nothing in the output of a run that was killed
+            raise UserError(
+                f"{self.path} holds no structure, read as {self.file_type}: repair the file or leave it out."
+            )
+        return range(count)[self.frames]
 
     def count(self) -> int:
         return len(self._numbers)

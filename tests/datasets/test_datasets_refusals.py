@@ -174,6 +174,12 @@ def test_truncated_trajectory(tmp_path):
     refused(tmp_path, r"a\.traj\.gz is compressed.*unpack it", tmp_path / "a.traj.gz")
 
 
+def test_output_of_a_run_that_was_killed_is_not_left_out_silently(tmp_path):
+    path = save(tmp_path / "a.extxyz", molecules(20))
+    (tmp_path / "b.pwo").write_text("     Program PWSCF v.6.7 starts on  1Jan2024 at  0: 0: 0\n")
+    refused(tmp_path, r"b\.pwo holds no structure, read as espresso-out", path, tmp_path / "b.pwo")
+
+
 def test_an_output_folder_with_data_stays_as_it_is(tmp_path):
     path = save(tmp_path / "a.extxyz", molecules(20))
     (tmp_path / "out").mkdir()
