@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ase.data import chemical_symbols
 from fairchem.core.common import distutils
 from fairchem.core.modules.scheduler import CosineLRLambda
 from fairchem.core.trainers import OCPTrainer
@@ -20,10 +21,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch
 
+from fairchem_piwsl.datasets.splits import evenly
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training import metrics, preflight
 from fairchem_piwsl.training.checkpoint_files import no_training_state, read_checkpoint
-from fairchem_piwsl.training.checkpoints import ResumableMixin
+from fairchem_piwsl.training.checkpoints import ResumableMixin, outlive_sigterm
 from fairchem_piwsl.training.cpu_speed import full_speed
 from fairchem_piwsl.training.fine_tuning import start_from
 from fairchem_piwsl.training.loss_terms import Outputs, Term, add_up
@@ -176,6 +178,7 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
     def get_dataloader(self, dataset, sampler, workers=None) -> DataLoader:
         loader = super().get_dataloader(dataset, sampler, workers)
         loader.collate_fn = FillMissingLabels(loader.collate_fn, self.output_targets)
+        loader.worker_init_fn = outlive_sigterm
         return loader
 
     def load_references_and_normalizers(self) -> None:
@@ -190,6 +193,23 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
                         f"dataset.train.transforms.{kind} of '{name}' is NaN or has no width, as from a fit to labels "
                         "that are missing or all equal; give numbers, or the files of `piwsl prepare`."
                     )
+
+        self._check_elements()
+
+    def _check_elements(self) -> None:
+        """Refuse references that lack an element of the training set, whose energies would be off by all its electrons."""
+        if not self.elementrefs or self.train_dataset is None:
+            return
+        found = (self.train_dataset[i].atomic_numbers for i in evenly(len(self.train_dataset)))
+        elements = {number for numbers in found for number in numbers.int().tolist()}
+        for name, values in self.elementrefs.items():
+            known = set(values.element_references.flatten().nonzero().flatten().tolist())
+            if known and (unknown := elements - known):
+                raise UserError(
+                    f"dataset.train.transforms.element_references of '{name}' has no value for "
+                    f"{', '.join(chemical_symbols[number] for number in sorted(unknown))}, which the training set has; "
+                    "give the file that `piwsl prepare` made with this training set, or fit to all of it."
+                )
 
     def load_loss(self) -> None:
         super().load_loss()

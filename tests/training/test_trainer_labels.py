@@ -104,6 +104,19 @@ def test_a_normaliser_without_width_is_refused(energy_only, tmp_path):
         make_trainer(config)
 
 
+def test_element_references_of_other_elements_are_refused(energy_only, tmp_path):
+    """Energies would be off by those of all electrons, and no training learns that."""
+    config = config_for(energy_only, tmp_path)
+    table = np.zeros(119)
+    table[[1, 22]] = -13.6, -1588.0  # Ti instead of C and O
+    np.savez(tmp_path / "others.npz", coeff=table)
+    config["dataset"]["train"]["transforms"]["element_references"] = {
+        "energy": {"file": str(tmp_path / "others.npz")}
+    }
+    with pytest.raises(UserError, match=r"element_references of 'energy' has no value for C, O, which"):
+        make_trainer(config)
+
+
 @pytest.mark.parametrize("piwsl", [None, WEAK], ids=["plain", "weak"])
 def test_missing_key_and_nan_are_the_same(some_forces, nan_forces, tmp_path, piwsl):
     trained = []
