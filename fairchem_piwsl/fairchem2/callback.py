@@ -49,6 +49,11 @@ class PIWSLCallback(Callback):
             s = without_gradient(self._block, BLOCK)
         self.settings = s
         self._plain = unit.tasks
+        if (logger := unit.logger) is not None:
+            # before the unit logs its loss, with which Weights & Biases closes the step
+            hook = unit.optimizer.register_step_post_hook
+            log = hook(lambda *_: logger.log(_values(self._log_of_step()), commit=False))
+            self._undo.callback(log.remove)
         self._tasks = WeightedTasks(s, self._plain, balance_of(s, self._plain, state))
         self._forward = WeakForward(s, self._plain)
         self._undo.callback(setattr, unit, "tasks", self._plain)
@@ -77,14 +82,15 @@ class PIWSLCallback(Callback):
 
     def on_train_step_end(self, state: State, unit: Any) -> None:
         """Leave validation alone; log the terms as often as upstream logs the loss."""
-        log = {f"loss_{name}": value for name, value in self._forward.terms.items()} | self._tasks.log
+        log = self._log_of_step()
         self._latest |= log  # reported steps may be none with weak terms
         self._forward.ramp, self._forward.terms, self._tasks.step, unit.tasks = 0.0, {}, 0, self._plain
         report = (unit.train_progress.num_steps_completed - 1) % unit.print_every == 0
-        if log and unit.logger is not None:
-            unit.logger.log(_values(log), commit=False)
         if self._latest and report:
             logging.info(_values(self._latest))
+
+    def _log_of_step(self) -> dict[str, float | torch.Tensor]:
+        return {f"loss_{name}": value for name, value in self._forward.terms.items()} | self._tasks.log
 
     def on_train_end(self, state: State, unit: Any) -> None:
         """Leave the model and the unit's training as they were; say what the balance has decided."""

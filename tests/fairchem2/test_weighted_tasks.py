@@ -258,6 +258,21 @@ def test_steps_without_a_term_have_the_measured_weight_and_the_log_shows_it(
     assert "weights at the end, from the norms of gradients: energy x " in caplog.text
 
 
+def test_a_logger_gets_the_terms_with_the_loss_of_their_step() -> None:
+    rows: list[set[str]] = [set()]
+
+    def log(values: dict, step: int | None = None, commit: bool = False) -> None:
+        rows[-1] |= values.keys() & {"train/loss", "train/loss_pitc"}
+        if commit:
+            rows.append(set())
+
+    unit = helpers.unit(helpers.model())
+    unit.logger = SimpleNamespace(log=log)
+    helpers.fit(unit, [helpers.batch()] * 3, [PIWSLCallback(c_pitc=1.0, eps_max=0.01, every_n_steps=2)])
+    with_term = {"train/loss", "train/loss_pitc"}
+    assert rows == [with_term, {"train/loss"}, with_term, set()]
+
+
 def test_a_resumed_run_keeps_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fairchem_piwsl.settings.STEPS_BETWEEN_MEASUREMENTS", 2)  # at steps 3 and 5
     config = tmp_path / "config.yml"
