@@ -297,7 +297,7 @@ def plot_md(result: dict[str, Any], folders: Sequence[Path], n_atoms: int, path:
         summary = result["summary"]
         fig.suptitle(
             f"{result['model']}, {result['formula']}, {result['settings']['ensemble'].upper()}: "
-            f"{summary['failed']} of {summary['runs']} runs failed"
+            f"{summary['failed']} of {summary['runs']} runs failed, {stability.mean_time(summary)}"
         )
         return figures.save(fig, path)
 

@@ -4,7 +4,8 @@ Molecules: a bond departs more than 0.5 Angstrom from its equilibrium length. Pe
 distribution function of a time window departs from the reference's. Both also see numbers that are not finite.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -122,3 +123,9 @@ def energy_drift(time_ps: np.ndarray, total: np.ndarray, n_atoms: int) -> float:
     if len(time_ps) < 2:
         return float("nan")
     return float(np.polyfit(time_ps, total, 1)[0] * 1e6 / n_atoms)
+
+
+def mean_time(summary: Mapping[str, Any]) -> str:
+    """The mean time to failure of the `summary` of `piwsl md` in words, as a bound where a run did not fail."""
+    bound = "at least " if summary["is_lower_bound"] else ""
+    return f"time to failure {bound}{summary['time_to_failure_mean']:.4g} ps in the mean"

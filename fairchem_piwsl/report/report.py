@@ -116,9 +116,12 @@ def _finished(methods: dict[str, list[Run]]) -> dict[str, list[Run]]:
 def _notes(runs: Sequence[Run], limit: float | None) -> list[str]:
     """What to know about the table of `runs`: the equal wall time in seconds, and which have no part in it."""
     unfinished = [run for run in runs if not run.finished]
+    starts = [start for run in runs for found in run.dynamics.values() for start in found]
+    bound = "Times to failure are lower bounds: a start without failure counts with its length."
     left_out = ", so left out" if len(unfinished) < len(runs) else ""
     return [
         *([f"Equal wall time: {limit / 60:.3g} min, which every run in the table reached."] if limit else []),
+        *([] if all(failed for _, failed in starts) else [bound]),
         *_named(f"Not finished{left_out}", unfinished),
         *_named("No finite validation error", [run for run in runs if has_diverged(run)]),
     ]

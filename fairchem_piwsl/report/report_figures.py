@@ -119,6 +119,8 @@ def plot_weights(methods: dict[str, list[Run]], title: str, path: Path) -> Path 
                         axes.plot(curve.step, curve.value, label=None if i else term, **style)
                 axes.set(title=method, ylabel=label)
                 axes.set_yscale("log", nonpositive="mask")
+                if not axes.lines:
+                    axes.text(0.5, 0.5, "not measured in these runs", transform=axes.transAxes, ha="center")
         for axes in grid[-1]:
             axes.set_xlabel("training steps")
         grid[0][0].legend()

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fairchem_piwsl.analysis.error_metrics import TAYLOR, TITLES
+from fairchem_piwsl.dynamics.stability import mean_time
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -149,10 +150,9 @@ def profile_tables(result: dict[str, Any]) -> list[Table]:
 def md_tables(result: dict[str, Any]) -> list[Table]:
     """One row for each seed of `piwsl md`."""
     summary, criterion = result["summary"], result["criterion"]
-    bound = "at least " if summary["is_lower_bound"] else ""
     table = Table(
         title=f"{result['model']}, {result['formula']}, {result['settings']['ensemble'].upper()}",
-        caption=f"time to failure {bound}{number(summary['time_to_failure_mean'])} ps in the mean; failure: "
+        caption=f"{mean_time(summary)}; failure: "
         f"{criterion['name']} departs by more than {criterion['threshold']} {criterion['unit']}; "
         f"time in ps, drift of the total energy in {result['units']['drift']}, its spread in "
         f"{result['units']['energy_std']}, mean temperature T in K",

@@ -28,6 +28,7 @@ from fairchem_piwsl.dynamics.dynamics_report import run_md
 from fairchem_piwsl.dynamics.run_folder import RunFolder
 from fairchem_piwsl.dynamics.simulation import MDSettings, rigid_motions, simulate, thermalise
 from fairchem_piwsl.errors import UserError
+from fairchem_piwsl.report.tables import md_tables
 
 
 class Never(stability.BondCriterion):
@@ -422,13 +423,18 @@ def test_a_run_continues_with_its_checkpoint_in_another_folder(trained, tmp_path
         assert result["runs"][0]["steps"] == steps
 
 
-def test_reference_calculator_needs_no_checkpoint(tmp_path):
+def test_reference_calculator_needs_no_checkpoint(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: titles.append(figure.get_suptitle()))
     write(tmp_path / "cluster.xyz", Icosahedron("Cu", noshells=2))
     settings = MDSettings(interval=10, timestep=2.0)
     result = run_md(None, tmp_path / "cluster.xyz", settings, steps=40, calculator="emt", out=tmp_path)
     assert result["model"] == "EMT"
     assert result["summary"]["failed"] == 0
     assert result["summary"]["is_lower_bound"]
+    words = "time to failure at least 0.08 ps in the mean"
+    assert words in md_tables(result)[0].caption
+    assert titles[0].endswith(f"0 of 1 runs failed, {words}")
 
 
 @pytest.mark.parametrize("pbc", [(True, True, False), True], ids=["two directions", "three in name"])

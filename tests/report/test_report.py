@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 from typer.testing import CliRunner
 
+from fairchem_piwsl.analysis import figures
 from fairchem_piwsl.analysis.run_configs import in_old_layout, settings_of
 from fairchem_piwsl.cli import app
 from fairchem_piwsl.errors import UserError
@@ -25,7 +27,7 @@ from fairchem_piwsl.report.curves import read_curves
 from fairchem_piwsl.report.measurements import add_measurements
 from fairchem_piwsl.report.printed_results import printed_for, printed_values
 from fairchem_piwsl.report.report import make_report
-from fairchem_piwsl.report.report_figures import survival
+from fairchem_piwsl.report.report_figures import plot_weights, survival
 from fairchem_piwsl.report.runs import (
     Curve,
     Run,
@@ -401,6 +403,7 @@ def test_measurements_are_found_and_converted(folder, tmp_path, capsys):
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}  # |difference| makes no cells
     for condition in (f"H2O, {nve}", f"C6H6, {nve}", f"H2O, {nvt}"):
         assert f"time to failure, {condition} (ps)" in markdown
+    assert "Times to failure are lower bounds" in markdown
 
 
 def test_survival_counts_unfinished_starts_as_far_as_they_went():
@@ -465,7 +468,7 @@ def test_errors_of_a_run_that_is_not_reported_are_no_other_runs(tmp_path, source
     assert error(tmp_path / "copied") == 2.0
 
 
-def test_weights_that_set_themselves_have_a_picture(folder, source, tmp_path):
+def test_weights_that_set_themselves_have_a_picture(folder, source, tmp_path, monkeypatch):
     make_report([folder], out=tmp_path / "without")
     assert not list((tmp_path / "without").glob("weights_*.png"))
     fake_run(folder, "auto0", 0, source, {"auto": True})
@@ -477,6 +480,14 @@ def test_weights_that_set_themselves_have_a_picture(folder, source, tmp_path):
     result = make_report([folder], out=tmp_path / "with")
     assert len(list((tmp_path / "with").glob("weights_*.png"))) == 1
     assert "auto" in {entry["method"] for entry in result["sections"][0]["entries"]}
+    panels = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: panels.extend(figure.axes))
+    short = SimpleNamespace(curves={"train/weight_energy": Curve(*np.ones((3, 1)))})
+    plot_weights({"auto": [short]}, "before the first measurement", tmp_path / "short.png")
+    assert [[text.get_text() for text in axes.texts] for axes in panels] == [
+        [],
+        ["not measured in these runs"],
+    ]
 
 
 def test_page_is_self_contained_and_markdown_has_every_row(folder, tmp_path):
