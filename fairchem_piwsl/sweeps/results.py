@@ -53,8 +53,9 @@ def describe_worker(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_trial(trial: FrozenTrial) -> dict[str, Any]:
-    """Slot, values and parameters of a completed trial."""
-    return {"trial": trial.user_attrs.get(SLOT, trial.number), "values": trial.values, "params": trial.params}
+    """Slot, values and parameters of a completed trial; one that was added with Optuna has no slot, but a name."""
+    name = trial.user_attrs.get(SLOT, f"optuna-{trial.number}")
+    return {"trial": name, "values": trial.values, "params": trial.params}
 
 
 def best_config(
@@ -96,6 +97,6 @@ def _choose(study: optuna.Study, number: int | None, folder: Path) -> FrozenTria
     if not front:
         raise UserError(f"{folder} has no completed trial yet; see `piwsl sweep status {folder}`.")
     if len(study.directions) > 1 and len(front) > 1:
-        numbers = ", ".join(str(trial.user_attrs[SLOT]) for trial in front if SLOT in trial.user_attrs)
+        numbers = ", ".join(str(describe_trial(trial)["trial"]) for trial in front)
         raise UserError(f"{folder} has a Pareto front of trials {numbers}: choose one with --trial.")
     return front[0]

@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from fairchem_piwsl.analysis.figures import log_scale, save
 from fairchem_piwsl.files import check_output_folder
 from fairchem_piwsl.report.html_page import Part, Table, write_html
-from fairchem_piwsl.sweeps.results import open_sweep, summary
-from fairchem_piwsl.sweeps.study import REASON, SLOT, completed, slots
+from fairchem_piwsl.sweeps.results import describe_trial, open_sweep, summary
+from fairchem_piwsl.sweeps.study import REASON, completed, slots
 from fairchem_piwsl.sweeps.sweep_file import Sweep
 
 TITLES = {
@@ -205,7 +205,7 @@ def pareto(study: optuna.Study, names: Sequence[str]) -> Figure | None:
     )
     for trial in front:
         place = (trial.values[0], trial.values[1])
-        axis.annotate(str(trial.user_attrs.get(SLOT, "")), place, xytext=(5, 5), textcoords="offset points")
+        axis.annotate(str(describe_trial(trial)["trial"]), place, xytext=(5, 5), textcoords="offset points")
     _value_axis(axis, x, names[0], "x")
     _value_axis(axis, y, names[1])
     axis.legend(fontsize="small")
