@@ -118,7 +118,7 @@ def check_duplicates(splits: dict[str, Records], allow: bool, keeps_states: bool
     return warnings
 
 
-def report(splits: dict[str, Records], keeps_states: bool) -> list[str]:
+def report(splits: dict[str, Records], keeps_states: bool, without_forces: bool = False) -> list[str]:
     """Warnings on what is unusual but may be meant."""
     warnings = []
     states = np.concatenate([records.states for records in splits.values()])
@@ -150,7 +150,7 @@ def report(splits: dict[str, Records], keeps_states: bool) -> list[str]:
         no_forces = int((records.force_components < 3 * records.natoms).sum())
         if no_energy:
             warnings.append(f"{no_energy} of {len(records)} structures in {name} have no energy.")
-        if no_forces:
+        if no_forces and not without_forces:
             warnings.append(
                 f"{no_forces} of {len(records)} structures in {name} lack forces, or some of them."
             )

@@ -175,7 +175,8 @@ def write_dataset(
         duplicates = checks.check_duplicates(records, options.allow_duplicates, written.keeps_states)
         doubts, notes = check_units(records, options.labels, options.trust_units, options.unit_remedy)
         plan.notes.extend(notes)
-        warnings = [*duplicates, *doubts, *checks.report(records, written.keeps_states)]
+        unusual = checks.report(records, written.keeps_states, options.labels.no_forces)
+        warnings = [*duplicates, *doubts, *unusual]
         plan.notes.extend(rounding_notes(options.format, _largest_energy(records)))
         mixed = len(np.unique(np.concatenate([r.pbc for r in records.values()]), axis=0)) > 1
         if mixed and not written.mixes_boundaries:

@@ -366,6 +366,7 @@ def test_missing_labels_on_request(tmp_path):
     assert all(torch.isnan(d.forces).all() for d in records(tmp_path / "none"))
     assert summary["splits"]["train"]["with_forces"] == 0
     assert summary["splits"]["train"]["with_energy"] == 10
+    assert not any("lack forces" in w for w in summary["warnings"])
 
 
 def test_an_energy_that_forces_do_not_belong_to_is_warned_of(tmp_path):
