@@ -33,6 +33,9 @@ def collect(recipe: Recipe, scale: str, planned: Mapping[str, PlannedRun], out: 
         `method`, `length`, `settings`, `seed`, `n_train`, `steps`, `batch_size`, `train_seconds`, `errors` on the
         test set of `structures` structures, `tests` (errors on further test sets), `cost` and `step_seconds` (see
         `recipes.cost`) and `decided` (the last weights and norms of gradients of weights that set themselves).
+
+    Raises:
+        UserError: the training set of a run is gone, or counts from another folder than this.
     """
     runs = [
         _entry(recipe, run, config, folder, out)
@@ -99,7 +102,13 @@ def _seed(folder: Path) -> int:
 def _entry(recipe: Recipe, run: PlannedRun, config_file: Path, folder: Path, out: Path) -> dict[str, Any]:
     config = read_yaml(config_file, "config")
     optim = config["optim"]
-    n_train = number_of_structures(config["dataset"]["train"]["src"])
+    train = Path(config["dataset"]["train"]["src"])
+    if not train.exists():
+        raise UserError(
+            f"{config_file}: its training set {train} is not here; call this where trainings are started, with the "
+            "data of the recipe."
+        )
+    n_train = number_of_structures(train)
     errors, structures = _errors(folder / "evaluate")
     training = Training(run.name, config_file, Path(), _seed(folder), folder)
     tests = {name: test_folder(training, name, out) for name in recipe.tests}

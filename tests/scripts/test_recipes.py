@@ -196,6 +196,10 @@ def test_a_recipe_from_end_to_end(tiny_data, tmp_path, monkeypatch, capsys):
         run_here(monkeypatch, [*command[1:-1], "5"])
     assert stopped.value.code == 2
     assert "other settings" in capsys.readouterr().err
+    data.rename(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit):
+        run_here(monkeypatch, [*command[1:3], "--publish"])
+    assert f"its training set {data / 'train' / 'data.lmdb'} is not here" in capsys.readouterr().err
 
 
 def run_here(monkeypatch, words):
