@@ -52,6 +52,8 @@ def outlive_sigterm(worker: int) -> None:
 
     Torch's handler ends it in both cases, and then the training, before it has written its checkpoint.
     """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: no signal says who sent it
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     training = os.getppid()
 
