@@ -56,6 +56,19 @@ def short(results: Results, pattern: str = "*") -> str:
 
 def gains(results: Results, pattern: str = "*") -> str:
     """A row for each data set and model: errors of the best baseline and of `auto`, and the change."""
+    headings = ("data", "model", "labels", "seeds", E, CHANGE, F, CHANGE)
+    return markdown_table(headings, _gains(results, pattern), left=(0, 1, 2))
+
+
+def glance(results: Results, pattern: str = "*") -> str:
+    """The changes of `gains` alone."""
+    rows = [[*row[:3], row[5], row[7]] for row in _gains(results, pattern)]
+    return markdown_table(
+        ("trained on", "model", "labels", "energy error", "force error"), rows, left=(0, 1, 2)
+    )
+
+
+def _gains(results: Results, pattern: str) -> list[list[str]]:
     rows = []
     for (data, model), methods in grouped(results, pattern).items():
         for family in families(methods):
@@ -66,7 +79,7 @@ def gains(results: Results, pattern: str = "*") -> str:
                 energy, forces = (_percent(change) for change in changes(after, before))
                 errors = [_from_to(before, after, ENERGY), energy, _from_to(before, after, FORCES), forces]
                 rows.append([data, model, labels, str(len(after)), *errors])
-    return markdown_table(("data", "model", "labels", "seeds", E, CHANGE, F, CHANGE), rows, left=(0, 1, 2))
+    return rows
 
 
 def _compared(results: Results, pattern: str) -> list[list[str]]:
@@ -202,6 +215,7 @@ TABLES: dict[str, Callable[[Results, str], str]] = {
     "comparison": comparison,
     "short": short,
     "gains": gains,
+    "glance": glance,
     "equal_time": equal_time,
     "hand_chosen": hand_chosen,
     "tests": further_tests,
