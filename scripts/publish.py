@@ -4,9 +4,8 @@
 
 A table stands in a page between `<!-- results: RECIPE TABLE PATTERN -->` and `<!-- end of results -->`: RECIPE is a file
 of docs/results, which `python scripts/paper.py RECIPE --publish` writes, a demo's results.json, or step_times.json of
-scripts/bench_models.py; TABLE is comparison, short, gains, glance, equal_time, hand_chosen, tests, sizes, worth, grid, cost or
-steps;
-PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
+scripts/bench_models.py; TABLE is comparison, short, gains, glance, equal_time, hand_chosen, tests, sizes, worth, grid,
+cost or steps; PATTERN, a shell pattern of `<data set>/<model>`, may be left out.
 A change within a line stands between `<!-- change: RECIPE DATA/MODEL METHOD energy|forces -->` and `<!-- end of change -->`.
 """
 

@@ -118,7 +118,7 @@ def check_duplicates(splits: dict[str, Records], allow: bool, keeps_states: bool
     return warnings
 
 
-def report(splits: dict[str, Records], keeps_states: bool, without_forces: bool = False) -> list[str]:
+def report(splits: dict[str, Records], keeps_states: bool, without_forces: bool) -> list[str]:
     """Warnings on what is unusual but may be meant."""
     warnings = []
     states = np.concatenate([records.states for records in splits.values()])
